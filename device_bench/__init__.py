@@ -1,0 +1,1 @@
+"""What a .tflite file costs on the device it is for."""

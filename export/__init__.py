@@ -1,0 +1,1 @@
+"""From a PyTorch module to files that run: ONNX, then TFLite."""

@@ -1,0 +1,1 @@
+"""From float to fewer bits: ranges, scales and the passes that apply them."""
