@@ -91,6 +91,7 @@ def _module_path(node: onnx.NodeProto, leaves: set[str]) -> str:
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
     *modules, operation = ast.literal_eval(scopes) or ["", node.op_type.lower()]
     owner = modules[-1] if modules else ""
+    operation = operation.rstrip("0123456789").rstrip("_")
     return (owner if owner in leaves else f"{owner}.{operation}".lstrip(".")).replace(".", "/")
 
 

@@ -1,0 +1,230 @@
+"""Float Graph and ranges to the full-integer Graph that one delegate partition takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor
+from pipeline.artifacts import AlpharhoError
+from quantize.affine import (
+    SMALLEST_SCALE,
+    activation_quantization,
+    per_channel,
+    per_tensor,
+    quantize_bias,
+    quantize_weights,
+    weight_scales,
+)
+from quantize.ranges import Range
+
+INT8, UINT8, FLOAT32 = (np.dtype(kind) for kind in (np.int8, np.uint8, np.float32))
+IO_TYPES = {"int8": INT8, "uint8": UINT8, "float32": FLOAT32}
+
+# XNNPACK has no int8 kernel for these; between DEQUANTIZE and QUANTIZE they stay in the partition, and unary ones
+# become one table look-up.
+FLOAT_ISLANDS = frozenset(
+    {"AVERAGE_POOL_2D", "DIV", "HARD_SWISH", "MAXIMUM", "MINIMUM", "RELU", "RELU6", "SOFTMAX"}
+)
+SAME_SCALE = frozenset({"CONCATENATION", "MAX_POOL_2D", "PAD", "RESHAPE", "TRANSPOSE"})  # output on the input's grid
+FIXED_OUTPUTS = {"LOGISTIC": per_tensor(1 / 256, -128)}  # prescribed by the TFLite 8-bit specification
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Io:
+    """The types at the model's doors and the real values of input byte 0 and 255."""
+
+    input: str = "uint8"
+    output: str = "float32"
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        for kind in (self.input, self.output):
+            if kind not in IO_TYPES:
+                raise AlpharhoError(f"model input and output can be {', '.join(IO_TYPES)}, not {kind!r}")
+
+    def input_quantization(self) -> Quantization:
+        """The grid of the int8 input.
+
+        Camera bytes have 256 levels from `low` to `high`, and zero lies between two of them when the range is
+        symmetric: the zero point is then half a level off, which `input_offset` puts right. A float input is rounded
+        onto a grid with an exact zero and without that tie.
+        """
+        if self.input == "float32":
+            return per_tensor(max(-self.low, self.high) / 127, 0) if self.low < 0 else activation_quantization(0, self.high)
+        scale = (self.high - self.low) / 255
+        return per_tensor(scale, int(np.floor(-self.low / scale + 0.5)) - 128)
+
+    def input_offset(self) -> float:
+        """Real value that the grid of a byte input is too low by, everywhere."""
+        if self.input == "float32":
+            return 0.0
+        grid = self.input_quantization()
+        return self.low + (int(grid.zero_point[0]) + 128) * float(grid.scale[0])
+
+
+def to_int8(graph: Graph, ranges: Mapping[str, Range], io: Io | None = None) -> Graph:
+    """The full-integer graph: int8 activations and per-channel weights, int32 biases, `io` types at the doors.
+
+    `ranges` holds an interval for every computed tensor of the float `graph`.
+    """
+    io = io or Io()
+    builder = _Int8Builder(graph, _activation_grids(graph, ranges, io), io)
+    return builder.build()
+
+
+def _activation_grids(graph: Graph, ranges: Mapping[str, Range], io: Io) -> dict[str, Quantization]:
+    groups = _tied(graph)
+    merged: dict[str, Range] = {}
+    for name, leader in groups.items():
+        if name in ranges:
+            merged[leader] = merged[leader].union(ranges[name]) if leader in merged else ranges[name]
+    grids = {name: activation_quantization(found.low, found.high) for name, found in merged.items()}
+    grids[groups[graph.inputs[0]]] = io.input_quantization()
+    for node in graph.nodes:
+        if node.op in FIXED_OUTPUTS:
+            grids[groups[node.output]] = FIXED_OUTPUTS[node.op]
+    return {name: grids[leader] for name, leader in groups.items()}
+
+
+def _tied(graph: Graph) -> dict[str, str]:
+    """For every activation, the leader of the tensors that must share its grid."""
+    leader = {name: name for name in (*graph.inputs, *(node.output for node in graph.nodes))}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for node in graph.nodes:
+        if node.op in SAME_SCALE:
+            for name in node.inputs:
+                if name in leader:
+                    leader[find(node.output)] = find(name)
+    return {name: find(name) for name in leader}
+
+
+class _Int8Builder:
+    def __init__(self, graph: Graph, grids: Mapping[str, Quantization], io: Io) -> None:
+        self.graph = graph
+        self.grids = grids
+        self.io = io
+        self.tensors: dict[str, Tensor] = {}
+        self.nodes: list[Node] = []
+        self.door: dict[str, str] = {}
+
+    def build(self) -> Graph:
+        name = self.graph.inputs[0]
+        self._open_input(name)
+        for node in self.graph.nodes:
+            self._convert(node.renamed(self.door))
+        for name in self.graph.outputs:
+            self._open_output(name)
+        return self.graph.with_nodes(self.nodes, self.tensors)
+
+    def _convert(self, node: Node) -> None:
+        if node.op in WEIGHTED:
+            node = self._weighted(node)
+        elif node.op in FLOAT_ISLANDS:
+            self._island(node)
+            return
+        else:
+            node = self._with_constant_operands(node)
+        self.tensors[node.output] = self._activation(node.output)
+        self.nodes.append(node)
+
+    def _activation(self, name: str, dtype: np.dtype[np.generic] = INT8) -> Tensor:
+        return Tensor(self.graph.tensors[name].shape, dtype, quantization=self.grids[name])
+
+    def _grid(self, name: str) -> Quantization:
+        tensor = self.tensors[name]
+        assert tensor.quantization is not None
+        return tensor.quantization
+
+    def _weighted(self, node: Node) -> Node:
+        source, weight_name, bias_name = node.inputs
+        weights, bias = (self.graph.tensors[name].real() for name in (weight_name, bias_name))
+        axis = 3 if node.op == "DEPTHWISE_CONV_2D" else 0
+        if source == self.door.get(self.graph.inputs[0], self.graph.inputs[0]):
+            others = tuple(other for other in range(weights.ndim) if other != axis)
+            bias = bias + weights.sum(axis=others) * np.float32(self.io.input_offset())
+        scale_in, scale_out = float(self._grid(source).scale[0]), float(self.grids[node.output].scale[0])
+        grid = per_channel(_workable_scales(weight_scales(weights, axis), bias, scale_in, scale_out), axis)
+        bias_grid = per_channel(grid.scale * np.float32(scale_in), 0)
+        self.tensors[weight_name] = Tensor.constant(quantize_weights(weights, grid), grid)
+        self.tensors[bias_name] = Tensor.constant(quantize_bias(bias, bias_grid), bias_grid)
+        return node
+
+    def _with_constant_operands(self, node: Node) -> Node:
+        """Constant real operands of ADD, MUL and their like on an int8 grid of their own; axes and shapes as they are."""
+        for name in node.inputs:
+            constant = self.graph.tensors[name] if name in self.graph.tensors else None
+            if constant is None or constant.data is None or constant.dtype != FLOAT32:
+                continue
+            grid = activation_quantization(float(constant.data.min()), float(constant.data.max()))
+            steps = np.round(constant.data / grid.scale) + grid.zero_point
+            self.tensors[name] = Tensor.constant(np.clip(steps, -128, 127).astype(np.int8), grid)
+        return node
+
+    def _island(self, node: Node) -> None:
+        operands = []
+        for name in node.inputs:
+            if name in self.tensors and self.tensors[name].dtype == INT8:
+                real = f"{node.output}/dequantized/{len(operands)}"
+                self.tensors[real] = Tensor(self.tensors[name].shape)
+                self.nodes.append(Node("DEQUANTIZE", (name,), (real,)))
+                name = real
+            operands.append(name)
+        result = f"{node.output}/float"
+        self.tensors[result] = Tensor(self.graph.tensors[node.output].shape)
+        self.nodes.append(replace(node, inputs=tuple(operands), outputs=(result,)))
+        self.tensors[node.output] = self._activation(node.output)
+        self.nodes.append(Node("QUANTIZE", (result,), (node.output,)))
+
+    def _open_input(self, name: str) -> None:
+        if self.io.input == "int8":
+            self.tensors[name] = self._activation(name)
+            return
+        inner = f"{name}/int8"
+        self.door[name] = inner
+        grid = self.grids[name]
+        self.tensors[inner] = self._activation(name)
+        self.tensors[name] = Tensor(self.graph.tensors[name].shape)
+        if self.io.input == "uint8":
+            self.tensors[name] = replace(self.tensors[name], dtype=UINT8, quantization=_as_uint8(grid))
+        self.nodes.append(Node("QUANTIZE", (name,), (inner,)))
+
+    def _open_output(self, name: str) -> None:
+        if self.io.output == "int8":
+            return
+        inner = f"{name}/int8"
+        self.nodes = [node.renamed({name: inner}) for node in self.nodes]
+        self.tensors[inner] = self.tensors[name]
+        self.tensors[name] = Tensor(self.graph.tensors[name].shape)
+        if self.io.output == "float32":
+            self.nodes.append(Node("DEQUANTIZE", (inner,), (name,)))
+            return
+        self.tensors[name] = replace(self.tensors[name], dtype=UINT8, quantization=_as_uint8(self._grid(inner)))
+        self.nodes.append(Node("QUANTIZE", (inner,), (name,)))
+
+
+def _as_uint8(grid: Quantization) -> Quantization:
+    return replace(grid, zero_point=grid.zero_point + 128)
+
+
+def _workable_scales(
+    scales: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    bias: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    scale_in: float,
+    scale_out: float,
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Weight scales raised where a (nearly) dead channel's would overflow its int32 bias or leave the delegate's limits.
+
+    The delegate asks for input x weight / output scale in [2^-32, 2^8).
+    """
+    for_bias = np.abs(bias.astype(np.float64)) / (scale_in * 2.0**30)
+    for_ratio = scale_out * 2.0**-30 / scale_in
+    return np.maximum(np.maximum(scales, for_bias), max(for_ratio, SMALLEST_SCALE))
