@@ -34,6 +34,15 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Shape of the model's first input, in ONNX's order; GraphError if it is not static."""
+    name = model.graph.input[0].name
+    shape = _static_shapes(model).get(name)
+    if shape is None or min(shape, default=0) < 1:
+        raise GraphError(f"the shape of input {name!r} is not static; export the ONNX model with fixed input sizes")
+    return shape
+
+
 def read_onnx(model: onnx.ModelProto) -> Graph:
     """The Graph of an ONNX classifier: 4-D inputs become NHWC, weights OHWI / 1HWO / OI, every shape static.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -40,6 +41,22 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it for one job; a second one is refused. Parts that a killed job left are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for part in folder.glob(".*.part"):
+            part.unlink()
+        yield
+    except BlockingIOError:
+        raise AlpharhoError(f"another run is writing to {folder}; wait for it or give another --out") from None
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -1,0 +1,110 @@
+"""Runs the files that were written, on this machine: ONNX with ONNX Runtime, TFLite with LiteRT and XNNPACK."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artifacts import AlpharhoError
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
+import onnxruntime
+from ai_edge_litert.interpreter import Interpreter
+
+Pixels = NDArray[np.uint8]  # [N, H, W, 3]
+Reals = NDArray[np.float32]  # [N, H, W, C]
+Logits = NDArray[np.float32]  # [N, classes]
+Predictor = Callable[[Pixels], Logits]
+ORT_ERRORS = tuple(
+    getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+)
+Normalise = Callable[[Pixels], NDArray[np.float32]]
+
+
+def load_session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU; AlpharhoError if the file cannot be loaded."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except (*ORT_ERRORS, RuntimeError, ValueError) as error:
+        raise AlpharhoError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)})") from error
+
+
+def load_interpreter(path: Path, threads: int = 1) -> Interpreter:
+    """An allocated LiteRT interpreter with the XNNPACK delegate; AlpharhoError if the file cannot be run."""
+    try:
+        interpreter = Interpreter(str(path), num_threads=threads)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise AlpharhoError(f"{path}: the TFLite runtime cannot load it ({_first_line(error)})") from error
+    return interpreter
+
+
+def run_onnx(path: Path, images: Reals) -> Logits:
+    """First output of a batch-1 .onnx file for float32 NHWC images in the model's own scale."""
+    return _run_session(load_session(path), images)
+
+
+def run_tflite(path: Path, images: Reals) -> Logits:
+    """First output of a .tflite file for float32 NHWC images in the model's own scale, rounded to its input type."""
+    interpreter = load_interpreter(path, threads=2)
+    door = interpreter.get_input_details()[0]
+    if door["dtype"] == np.float32:
+        return _invoke(interpreter, images)
+    scale, zero_point = door["quantization"]
+    limits = np.iinfo(door["dtype"])
+    stored = np.clip(np.round(images / scale) + zero_point, limits.min, limits.max)
+    return _invoke(interpreter, stored.astype(door["dtype"]))
+
+
+def load_onnx_predictor(path: Path, normalise: Normalise) -> Predictor:
+    """A predictor over uint8 NHWC pixels from a batch-1 .onnx file; AlpharhoError if the file cannot be loaded."""
+    session = load_session(path)
+    return lambda pixels: _run_session(session, normalise(pixels))
+
+
+def load_tflite_predictor(path: Path, normalise: Normalise) -> Predictor:
+    """A predictor over uint8 NHWC pixels from a .tflite file whose input is float32, uint8 or int8.
+
+    A byte input takes the pixels as they are (int8: minus 128). Integer outputs are dequantised.
+    """
+    interpreter = load_interpreter(path, threads=2)
+    conversions: dict[Any, Callable[[Pixels], Any]] = {
+        np.float32: normalise,
+        np.uint8: lambda pixels: pixels,
+        np.int8: lambda pixels: (pixels.astype(np.int16) - 128).astype(np.int8),
+    }
+    convert = conversions[interpreter.get_input_details()[0]["dtype"]]
+    return lambda pixels: _invoke(interpreter, convert(pixels))
+
+
+def _run_session(session: onnxruntime.InferenceSession, images: Reals) -> Logits:
+    name = session.get_inputs()[0].name
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return np.concatenate([session.run(None, {name: image[None]})[0] for image in planes])
+
+
+def _invoke(interpreter: Interpreter, stored: NDArray[Any]) -> Logits:
+    """Dequantised first output for inputs that already have the model's input type."""
+    door, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    results = []
+    for image in stored:
+        interpreter.set_tensor(door["index"], image[None])
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(exit_["index"])[0])
+    found = np.stack(results)
+    scale, zero_point = exit_["quantization"]
+    return found if found.dtype == np.float32 else ((found.astype(np.float32) - zero_point) * scale).astype(np.float32)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""`python -m pipeline VERB ...`: every stage as a verb. A failure is one line on stderr and exit code 1, 2 for usage."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType, ModuleType
+from typing import NoReturn
+
+from pipeline.artifacts import AlpharhoError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb lives in a module that has `add_arguments(parser)` and `run(arguments) -> int`."""
+
+    module: str
+    help: str
+    examples: tuple[str, ...]
+
+
+VERBS = {
+    "train": Verb(
+        "pipeline.train",
+        "train a network in PyTorch",
+        ("train v3_small", "train v1 --alpha 0.25 --epochs 30", "train v2 --alpha 0.35 --dataset ~/flowers --rho 0.714"),
+    ),
+    "export": Verb(
+        "pipeline.job",
+        "trained weights to verified .onnx and .tflite files",
+        (
+            "export v3_small",
+            "export v1 --alpha 0.25",
+            "export v2 --weights mine.safetensors --dataset ~/flowers --out build/flowers",
+        ),
+    ),
+    "convert": Verb(
+        "pipeline.convert",
+        "a third party's .onnx file to .tflite files",
+        (
+            "convert model.onnx --out build/model --calibration photos",
+            "convert model.onnx --out build/model --calibration images.npy --input-type int8 --output-type int8",
+        ),
+    ),
+    "evaluate": Verb(
+        "pipeline.evaluate",
+        "accuracy of a .tflite or .onnx file",
+        ("evaluate build/v3_small_1.00_56/int8.tflite", "evaluate model.onnx --dataset ~/flowers"),
+    ),
+    "inspect": Verb(
+        "pipeline.inspection",
+        "what is in a .tflite file, and which runtime parts take it",
+        ("inspect build/v3_small_1.00_56/int8.tflite",),
+    ),
+    "doctor": Verb("pipeline.doctor", "what this machine can and cannot do, and what to install", ("doctor",)),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0 done, 1 failed with one line on stderr, 2 wrong usage."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        return _run(words)
+    except UsageError as error:
+        return _failed(error, 2)
+    except AlpharhoError as error:
+        return _failed(error, 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _failed("interrupted; finished files are kept, nothing half-written is", 1)
+
+
+def _run(words: Sequence[str]) -> int:
+    """Only the chosen verb's module is imported: `--help` must not wait for torch."""
+    chosen = next((word for word in words if word in VERBS), None)
+    module = importlib.import_module(VERBS[chosen].module) if chosen and words[0] == chosen else None
+    parsed = _parser(chosen, module).parse_args(words)
+    assert module is not None
+    return int(module.run(parsed))
+
+
+def _parser(chosen: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="MobileNets from PyTorch to the device.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        examples = "\n".join(f"  python -m pipeline {example}" for example in verb.examples)
+        sub = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=f"{verb.help[0].upper()}{verb.help[1:]}.",
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == chosen and module is not None:
+            module.add_arguments(sub)
+    return parser
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _failed(reason: object, code: int) -> int:
+    print(f"pipeline: {' '.join(str(reason).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""The main job: trained weights to model.onnx, float32, float16 and int8 .tflite, each verified, and a manifest.
+
+Stages run in one direction; each writes its file whole, checks it, and only then does the next begin. A failed check
+ends the job with one line; files that stages before it wrote stay, the manifest is written only when all have passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import models
+from export.check import (
+    DelegateAudit,
+    Parity,
+    audit_delegate,
+    check_delegate,
+    check_op_budget,
+    check_parity,
+    parity,
+)
+from export.graph import Graph
+from export.runtime import Logits, Predictor, load_onnx_predictor, load_tflite_predictor
+from export.to_onnx import to_onnx
+from models.cost import cost_of, op_counts
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD, fold_normalisation
+from models.weights import load_weights, read_metadata, read_state, torchvision_keys
+from pipeline import manifest
+from pipeline.artifacts import AlpharhoError, locked, sha256_of, write_bytes, write_text
+from pipeline.convert import (
+    CALIBRATION_IMAGES,
+    PRECISIONS,
+    Calibration,
+    add_io_arguments,
+    batched,
+    convert_graph,
+    load_graph,
+)
+from pipeline.data import Dataset, Labels, Split, normalise, open_dataset
+from pipeline.evaluate import accuracy_of, agreement_of, module_predictor, predict
+from pipeline.manifest import Accuracy, Artifact, Manifest, Quantised, Weights
+from pipeline.summary import summary
+from pipeline.variant import Variant
+from quantize.int8 import Io
+from quantize.recipes import RECIPES
+
+BUILD = Path("build")
+SHIPPED_WEIGHTS = Path(models.__file__).parent / "weights"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to export. `weights` None means the shipped ones of the variant, `out` None means build/<variant>."""
+
+    model: str
+    alpha: float = 1.0
+    rho: float = 1.0
+    dataset: str = "fashion_mnist"
+    weights: Path | None = None
+    padding: str | None = None
+    out: Path | None = None
+    io: Io = field(default_factory=Io)
+    recipe: str = "int8"
+    calibration_images: int = CALIBRATION_IMAGES
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A trained network ready for export, and the images it is verified on."""
+
+    variant: Variant
+    dataset: Dataset
+    module: models.MobileNet
+    weights: Weights
+
+
+@dataclass(slots=True)
+class Record:
+    """What the stages have found so far, by stage name."""
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    parity: dict[str, Parity] = field(default_factory=dict)
+    delegate: dict[str, DelegateAudit] = field(default_factory=dict)
+
+
+def export(request: Request, say: Callable[[str], None]) -> Manifest:
+    """Run the whole job and return its manifest, which is also written; `say` is told of each stage as it begins.
+
+    AlpharhoError for bad input, CheckError for a stage that fails its check.
+    """
+    source = prepare(request)
+    out = request.out or BUILD / source.variant.name
+    with locked(out):
+        (out / manifest.FILE_NAME).unlink(missing_ok=True)  # it speaks of files that are about to be replaced
+        return _Job(request, source, out, say).run()
+
+
+def prepare(request: Request) -> Source:
+    """Open the data set, build the network and load its weights; AlpharhoError for whatever does not fit."""
+    if request.recipe not in RECIPES:
+        raise AlpharhoError(f"unknown recipe {request.recipe!r}; choose one of {', '.join(RECIPES)}")
+    if request.calibration_images < 1:
+        raise AlpharhoError(f"{request.calibration_images} calibration images; choose at least 1, 200 or more are good")
+    models.network(request.model, request.alpha)
+    dataset = open_dataset(request.dataset)
+    variant = Variant.of(request.model, request.alpha, request.rho, dataset.base_resolution)
+    path = request.weights or shipped_weights(variant, dataset)
+    padding = request.padding or read_metadata(path).get("padding") or "torch"
+    module = models.build(variant.model, variant.alpha, len(dataset.classes), padding)
+    load_weights(module, path)
+    if any(key in torchvision_keys(module) for key in read_state(path)):
+        fold_normalisation(module, IMAGENET_MEAN, IMAGENET_STD)
+    return Source(variant, dataset, module.eval(), Weights(source=str(path), sha256=sha256_of(path)))
+
+
+def shipped_weights(variant: Variant, dataset: Dataset) -> Path:
+    """The checkpoint that this repository ships for the variant; AlpharhoError that lists those there are."""
+    path = SHIPPED_WEIGHTS / f"{variant.name}.{dataset.name}.safetensors"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SHIPPED_WEIGHTS.glob("*.safetensors"))) or "none"
+        raise AlpharhoError(
+            f"no weights are shipped for {variant.name} on {dataset.name} (shipped: {known}); "
+            f"train some with 'python -m pipeline train {variant.model} --alpha {variant.alpha:g}' and give them with "
+            "--weights"
+        )
+    return path
+
+
+def calibration_images(split: Split, count: int, resolution: int, seed: int) -> NDArray[np.float32]:
+    """`count` images drawn by `seed` (all, if there are fewer), float32 NHWC in [-1, 1]."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(split))[:count])
+    return normalise(split.take(chosen, resolution)[0])
+
+
+def op_budget(variant: Variant, padding: str) -> dict[str, int]:
+    """How often each operator must occur in any exported file of the variant, from the model's table."""
+    expected = op_counts(variant.model, variant.alpha)
+    budget = {
+        "CONV_2D": expected.dense_convs + 2 * expected.squeeze_excites,
+        "DEPTHWISE_CONV_2D": expected.depthwise_convs,
+        "FULLY_CONNECTED": expected.fully_connected,
+        "ADD": expected.residual_adds,
+        "MUL": expected.squeeze_excites,
+        "MEAN": expected.squeeze_excites + 1,
+        "HARD_SWISH": expected.hard_swishes,
+        "TRANSPOSE": 0,
+        "RESHAPE": 0,
+    }
+    return {**budget, "PAD": 0} if padding == "tf" else budget
+
+
+class _Job:
+    def __init__(self, request: Request, source: Source, out: Path, say: Callable[[str], None]) -> None:
+        self.request, self.source, self.out, self.say = request, source, out, say
+        self.record = Record()
+        self.logits: dict[str, Logits] = {}
+        self.labels: Labels = np.empty(0, np.int64)
+
+    def run(self) -> Manifest:
+        self._evaluate("pytorch", module_predictor(self.source.module))
+        graph = self._onnx()
+        write_text(self.out / "labels.txt", "".join(f"{name}\n" for name in self.source.dataset.classes))
+        calibration = self._calibration()
+        for precision in PRECISIONS:
+            self._tflite(precision, graph, calibration)
+        finished = self._manifest(calibration)
+        manifest.save(finished, self.out)
+        return finished
+
+    def _onnx(self) -> Graph:
+        self.say("model.onnx: exporting and checking against PyTorch")
+        path, started = self.out / "model.onnx", time.perf_counter()
+        write_bytes(path, to_onnx(self.source.module, self.source.variant.resolution).SerializeToString())
+        self.record.artifacts["onnx"] = Artifact.of(path, started)
+        self._evaluate("onnx", load_onnx_predictor(path, normalise))
+        self._check_parity("onnx", "pytorch", path)
+        return load_graph(path)
+
+    def _calibration(self) -> Calibration:
+        split, request = self.source.dataset.calibration, self.request
+        images = calibration_images(split, request.calibration_images, self.source.variant.resolution, request.seed)
+        return Calibration(batched(images), RECIPES[request.recipe], request.io)
+
+    def _tflite(self, precision: str, graph: Graph, calibration: Calibration) -> None:
+        self.say(f"{precision}.tflite: converting and checking")
+        path, started = self.out / f"{precision}.tflite", time.perf_counter()
+        converted, content = convert_graph(precision, graph, calibration)
+        write_bytes(path, content)
+        self.record.artifacts[precision] = Artifact.of(path, started)
+        check_op_budget(converted.op_counts(), op_budget(self.source.variant, self.source.module.padding), path)
+        self.record.delegate[precision] = audit_delegate(path)
+        check_delegate(self.record.delegate[precision], path)
+        self._evaluate(precision, load_tflite_predictor(path, normalise))
+        if precision == "float32":
+            self._check_parity("float32", "onnx", path)
+        else:
+            self.record.agreement[precision] = agreement_of(self.logits[precision], self.logits["float32"])
+
+    def _evaluate(self, stage: str, predictor: Predictor) -> None:
+        split, resolution = self.source.dataset.test, self.source.variant.resolution
+        self.logits[stage], self.labels = predict(predictor, split, resolution, stage)
+        self.record.accuracy[stage] = accuracy_of(self.logits[stage], self.labels)
+
+    def _check_parity(self, stage: str, reference: str, path: Path) -> None:
+        self.record.parity[stage] = parity(self.logits[stage], self.logits[reference])
+        check_parity(self.record.parity[stage], f"{path} against {reference}")
+
+    def _manifest(self, calibration: Calibration) -> Manifest:
+        source, request = self.source, self.request
+        variant, classes = source.variant, len(source.dataset.classes)
+        cost = cost_of(variant.model, variant.alpha, variant.resolution, classes)
+        return Manifest(
+            variant=variant.name,
+            model=variant.model,
+            alpha=variant.alpha,
+            rho=request.rho,
+            resolution=variant.resolution,
+            dataset=source.dataset.name,
+            num_classes=classes,
+            seed=request.seed,
+            weights=source.weights,
+            macs=cost.macs,
+            params=cost.params,
+            artifacts=self.record.artifacts,
+            accuracy=self.record.accuracy,
+            agreement=self.record.agreement,
+            parity=self.record.parity,
+            delegate=self.record.delegate,
+            quantised=Quantised(
+                recipe=request.recipe,
+                calibration_images=calibration.images,
+                input=request.io.input,
+                output=request.io.output,
+            ),
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the verb `export`."""
+    parser.add_argument("model", metavar="MODEL", help=f"one of {', '.join(models.MODELS)}")
+    parser.add_argument("--alpha", type=float, default=1.0, help="width multiplier (%(default)s)")
+    parser.add_argument("--rho", type=float, default=1.0, help="resolution multiplier (%(default)s)")
+    parser.add_argument(
+        "--dataset", default="fashion_mnist", help="a data set's name or a folder of pictures (%(default)s)"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help=".safetensors, .pth or .pt; by default the shipped ones"
+    )
+    parser.add_argument(
+        "--padding", choices=list(models.PADDINGS), help="of the network; by default what the weights' file says"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (build/<variant>)")
+    parser.add_argument("--recipe", default="int8", choices=list(RECIPES), help="how int8 is made (%(default)s)")
+    parser.add_argument(
+        "--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N", help="for int8 (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of calibration images (%(default)s)")
+    add_io_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The verb `export`: runs the main job and prints its summary."""
+    options = {name: getattr(arguments, name) for name in REQUEST_OPTIONS}
+    io = Io(input=arguments.input_type, output=arguments.output_type)
+    request = Request(io=io, **options)
+    finished = export(request, say=lambda stage: print(stage, file=sys.stderr, flush=True))
+    print(summary(finished))
+    print(f"written to {request.out or BUILD / finished.variant}")
+    return 0
+
+
+REQUEST_OPTIONS = (
+    "model",
+    "alpha",
+    "rho",
+    "dataset",
+    "weights",
+    "padding",
+    "out",
+    "recipe",
+    "calibration_images",
+    "seed",
+)
