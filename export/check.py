@@ -16,7 +16,11 @@ from pipeline.artifacts import CheckError
 
 PARITY_TOLERANCE = 1e-3  # of the range of the reference's logits
 DELEGATE = "DELEGATE"
-DOOR_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "CAST")  # allowed outside the partition at a graph input or output
+DOOR_CONVERSIONS = (
+    "QUANTIZE",
+    "DEQUANTIZE",
+    "CAST",
+)  # allowed outside the partition at a graph input or output
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class DelegateAudit:
-    """How the runtime divided the file: number of delegate partitions, and the operators it left out, in order."""
+    """How the runtime divided the file: delegate partitions, and the operators left out, in order."""
 
     partitions: int
     undelegated_ops: tuple[str, ...]

@@ -1,8 +1,9 @@
 """The frozen graph between ONNX and TFLite: TFLite's operators on channels-last tensors.
 
-Operators carry TFLite's builtin names (`CONV_2D`, `HARD_SWISH`), attributes the snake_case names of the TFLite
-schema's option fields (`stride_h`, `padding`). Weights of a convolution are OHWI, of a depthwise one 1HWO, of a
-fully connected layer OI. Everything is immutable; a pass returns a new Graph that shares the arrays.
+Operators carry TFLite's builtin names (`CONV_2D`, `HARD_SWISH`), attributes the snake_case names of the
+TFLite schema's option fields (`stride_h`, `padding`). Weights of a convolution are OHWI, of a depthwise one
+1HWO, of a fully connected layer OI. Everything is immutable; a pass returns a new Graph that shares the
+arrays.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class GraphError(AlpharhoError):
 class Quantization:
     """Affine parameters: real = scale[c] * (stored - zero_point[c]).
 
-    `scale` is float32 of shape (1,) or (channels,), `zero_point` int64 of the same shape; `axis` is the channel axis,
-    or None for one scale per tensor.
+    `scale` is float32 of shape (1,) or (channels,), `zero_point` int64 of the same shape; `axis` is the
+    channel axis, or None for one scale per tensor.
     """
 
     scale: NDArray[np.float32]
@@ -43,9 +44,9 @@ class Quantization:
         shape = [1] * stored.ndim
         if self.axis is not None:
             shape[self.axis] = -1
-        real = (stored.astype(np.float64) - self.zero_point.reshape(shape)) * self.scale.astype(np.float64).reshape(
-            shape
-        )
+        real = (stored.astype(np.float64) - self.zero_point.reshape(shape)) * self.scale.astype(
+            np.float64
+        ).reshape(shape)
         return real.astype(np.float32)
 
 
@@ -128,7 +129,10 @@ class Graph:
         """The graph with other nodes and added or replaced tensors; unused tensors are dropped."""
         nodes = tuple(nodes)
         merged = {**self.tensors, **(tensors or {})}
-        used = {name for node in nodes for name in (*node.inputs, *node.outputs)} | {*self.inputs, *self.outputs}
+        used = {name for node in nodes for name in (*node.inputs, *node.outputs)} | {
+            *self.inputs,
+            *self.outputs,
+        }
         kept = {name: tensor for name, tensor in merged.items() if name in used}
         return replace(self, nodes=nodes, tensors=kept)
 
@@ -148,7 +152,9 @@ class Graph:
         for node in self.nodes:
             for name in filter(None, node.inputs):
                 if name not in self.tensors:
-                    raise GraphError(f"{node.op} {node.output!r} reads {name!r}, which the graph does not hold")
+                    raise GraphError(
+                        f"{node.op} {node.output!r} reads {name!r}, which the graph does not hold"
+                    )
                 if name not in known:
                     raise GraphError(f"{node.op} {node.output!r} reads {name!r} before it is computed")
             for name in node.outputs:
@@ -159,4 +165,6 @@ class Graph:
             raise GraphError(f"graph outputs {missing} are never computed")
         for name, tensor in self.tensors.items():
             if any(size < 1 for size in tensor.shape):
-                raise GraphError(f"tensor {name!r} has shape {list(tensor.shape)}; every size must be at least 1")
+                raise GraphError(
+                    f"tensor {name!r} has shape {list(tensor.shape)}; every size must be at least 1"
+                )

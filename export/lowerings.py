@@ -1,7 +1,7 @@
 """One small function or table row per ONNX operator, in the order of the ONNX operator list.
 
-A lowering never moves data: it declares how its operator reacts to the change from NCHW to NHWC (`Layout`), and
-`read_onnx` hands it operands that already are in that layout.
+A lowering never moves data: it declares how its operator reacts to the change from NCHW to NHWC (`Layout`),
+and `read_onnx` hands it operands that already are in that layout.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export.graph import Array, Attribute, Node, Tensor
 from pipeline.artifacts import AlpharhoError
@@ -37,9 +38,9 @@ class UnsupportedOp(AlpharhoError):
 class OnnxNode:
     """One ONNX node with decoded attributes and its operands in the layout that its lowering declares.
 
-    `inputs` are graph tensor names ("" if absent), `constants` the arrays of those that are constant, already in the
-    layout of the node; `axes[i]` is the graph axis of ONNX axis i of the first input, `output_shapes` the shapes that the
-    lowering must produce.
+    `inputs` are graph tensor names ("" if absent), `constants` the arrays of those that are constant, already
+    in the layout of the node; `axes[i]` is the graph axis of ONNX axis i of the first input, `output_shapes`
+    the shapes that the lowering must produce.
     """
 
     op: str
@@ -57,6 +58,10 @@ class OnnxNode:
         if value is None:
             raise self.unsupported(f"{what} must be constant")
         return value
+
+    def floats(self, position: int, what: str) -> NDArray[np.float32]:
+        """The constant at `position` as float32; UnsupportedOp as `constant`."""
+        return self.constant(position, what).astype(np.float32)
 
     def optional_constant(self, position: int) -> Array | None:
         """The constant at `position`, None if the operand is absent or computed."""
@@ -92,7 +97,9 @@ class Builder:
             candidate = f"{name}_{suffix}"
         return candidate
 
-    def emit(self, op: str, inputs: Sequence[str], output: str, shape: Sequence[int], **attributes: Attribute) -> str:
+    def emit(
+        self, op: str, inputs: Sequence[str], output: str, shape: Sequence[int], **attributes: Attribute
+    ) -> str:
         """Add a float32 node with one output and return the output's name."""
         self.tensors[output] = Tensor(tuple(shape))
         self.nodes.append(Node(op, tuple(inputs), (output,), attributes))
@@ -138,7 +145,7 @@ def renamed(tflite_op: str, **attributes: Attribute) -> Lowering:
     return lower
 
 
-# --- operators, in the order of the ONNX list -------------------------------------------------------------------------
+# --- operators, in the order of the ONNX list ---------------------------------------------------------------
 
 lowers("Add", Layout.FOLLOW)(renamed("ADD", **NO_ACTIVATION))
 
@@ -147,30 +154,39 @@ lowers("Add", Layout.FOLLOW)(renamed("ADD", **NO_ACTIVATION))
 def lower_average_pool(node: OnnxNode, out: Builder) -> None:
     """AVERAGE_POOL_2D where padding does not enter the mean."""
     window = _window(node, out.shape(node.inputs[0]), node.attributes["kernel_shape"])
-    if window.padding == "EXPLICIT" or (window.padding == "SAME" and node.attributes.get("count_include_pad", 0)):
+    if window.padding == "EXPLICIT" or (
+        window.padding == "SAME" and node.attributes.get("count_include_pad", 0)
+    ):
         raise node.unsupported("its padding is counted in the mean or is not TFLite's SAME")
-    out.emit("AVERAGE_POOL_2D", node.inputs[:1], node.outputs[0], node.output_shapes[0], **window.pool_attributes())
+    out.emit(
+        "AVERAGE_POOL_2D", node.inputs[:1], node.outputs[0], node.output_shapes[0], **window.pool_attributes()
+    )
 
 
 @lowers("BatchNormalization", Layout.ANCHOR)
 def lower_batch_norm(node: OnnxNode, out: Builder) -> None:
     """MUL and ADD per channel, folded into the convolution before it where there is one."""
     scale, bias, mean, variance = (
-        node.constant(i, what).astype(np.float64) for i, what in enumerate(("scale", "B", "mean", "var"), start=1)
+        node.constant(i, what).astype(np.float64)
+        for i, what in enumerate(("scale", "B", "mean", "var"), start=1)
     )
     factor = scale / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
     name, shape = node.outputs[0], node.output_shapes[0]
     factor_name = out.constant(f"{name}/factor", factor.astype(np.float32))
     offset_name = out.constant(f"{name}/offset", (bias - mean * factor).astype(np.float32))
-    scaled = out.emit("MUL", (node.inputs[0], factor_name), out.unique(f"{name}/scaled"), shape, **NO_ACTIVATION)
+    scaled = out.emit(
+        "MUL", (node.inputs[0], factor_name), out.unique(f"{name}/scaled"), shape, **NO_ACTIVATION
+    )
     out.emit("ADD", (scaled, offset_name), name, shape, **NO_ACTIVATION)
 
 
 @lowers("Clip", Layout.FOLLOW)
 def lower_clip(node: OnnxNode, out: Builder) -> None:
-    """RELU6 for [0, 6], RELU for [0, inf), otherwise MAXIMUM and MINIMUM; bounds as inputs or (opset < 11) attributes."""
+    """RELU6 for [0, 6], RELU for [0, inf), otherwise MAXIMUM and MINIMUM; bounds also as attributes."""
     low, high = (
-        float(np.asarray(node.constant(i, key)).item()) if node.has(i) else float(node.attributes.get(key, default))
+        float(np.asarray(node.constant(i, key)).item())
+        if node.has(i)
+        else float(node.attributes.get(key, default))
         for i, (key, default) in enumerate((("min", -math.inf), ("max", math.inf)), start=1)
     )
     name, shape, x = node.outputs[0], node.output_shapes[0], node.inputs[0]
@@ -192,7 +208,7 @@ def lower_concat(node: OnnxNode, out: Builder) -> None:
 
 @lowers("Conv", Layout.ANCHOR)
 def lower_conv(node: OnnxNode, out: Builder) -> None:
-    """CONV_2D, weights OIHW to OHWI (grouped too); DEPTHWISE_CONV_2D where each channel is a group, O1HW to 1HWO."""
+    """CONV_2D, also grouped, weights OIHW to OHWI; DEPTHWISE_CONV_2D, weights O1HW to 1HWO."""
     weights = node.constant(1, "the weight W")
     if weights.ndim != 4:
         raise node.unsupported(f"only 2-D convolutions are, its weights have {weights.ndim} dimensions")
@@ -230,11 +246,11 @@ def lower_gemm(node: OnnxNode, out: Builder) -> None:
     """FULLY_CONNECTED with weights OI; alpha and beta folded."""
     if node.attributes.get("transA", 0):
         raise node.unsupported("transA=1 is not")
-    weights = node.constant(1, "the weight B") * np.float32(node.attributes.get("alpha", 1.0))
+    weights = node.floats(1, "the weight B") * np.float32(node.attributes.get("alpha", 1.0))
     weights = weights if node.attributes.get("transB", 0) else weights.T
     bias = np.zeros(weights.shape[0], np.float32)
     if node.has(2):
-        bias = bias + node.constant(2, "the bias C").reshape(-1) * np.float32(node.attributes.get("beta", 1.0))
+        bias = bias + node.floats(2, "the bias C").reshape(-1) * np.float32(node.attributes.get("beta", 1.0))
     _fully_connected(node, out, weights, bias)
 
 
@@ -247,15 +263,19 @@ def lower_global_average_pool(node: OnnxNode, out: Builder) -> None:
 
 @lowers("HardSigmoid", Layout.FOLLOW)
 def lower_hard_sigmoid(node: OnnxNode, out: Builder) -> None:
-    """clip(alpha x + beta, 0, 1) as relu6(6 alpha x + 6 beta) / 6: parts that fold into the neighbouring convolutions."""
-    alpha, beta = (6 * float(node.attributes.get(key, default)) for key, default in (("alpha", 0.2), ("beta", 0.5)))
+    """clip(alpha x + beta, 0, 1) as relu6(6 alpha x + 6 beta) / 6, whose parts fold into convolutions."""
+    alpha, beta = (
+        6 * float(node.attributes.get(key, default)) for key, default in (("alpha", 0.2), ("beta", 0.5))
+    )
     name, shape, x = node.outputs[0], node.output_shapes[0], node.inputs[0]
     if not math.isclose(alpha, 1.0, rel_tol=1e-6):
         factor = out.constant(f"{name}/alpha", np.array([alpha], np.float32))
         x = out.emit("MUL", (x, factor), out.unique(f"{name}/scaled"), shape, **NO_ACTIVATION)
     offset = out.constant(f"{name}/beta", np.array([beta], np.float32))
     x = out.emit("ADD", (x, offset), out.unique(f"{name}/shifted"), shape, fused_activation_function="RELU6")
-    out.emit("MUL", (x, out.constant(f"{name}/sixth", np.array([1 / 6], np.float32))), name, shape, **NO_ACTIVATION)
+    out.emit(
+        "MUL", (x, out.constant(f"{name}/sixth", np.array([1 / 6], np.float32))), name, shape, **NO_ACTIVATION
+    )
 
 
 lowers("HardSwish", Layout.FOLLOW)(renamed("HARD_SWISH"))
@@ -276,7 +296,9 @@ def lower_max_pool(node: OnnxNode, out: Builder) -> None:
     window = _window(node, out.shape(node.inputs[0]), node.attributes["kernel_shape"])
     if window.padding == "EXPLICIT":
         raise node.unsupported(f"pads {list(window.pads)} are not TFLite's SAME")
-    out.emit("MAX_POOL_2D", node.inputs[:1], node.outputs[0], node.output_shapes[0], **window.pool_attributes())
+    out.emit(
+        "MAX_POOL_2D", node.inputs[:1], node.outputs[0], node.output_shapes[0], **window.pool_attributes()
+    )
 
 
 lowers("Mul", Layout.FOLLOW)(renamed("MUL", **NO_ACTIVATION))
@@ -300,7 +322,11 @@ def lower_pad(node: OnnxNode, out: Builder) -> None:
 @lowers("ReduceMean", Layout.REMAP)
 def lower_reduce_mean(node: OnnxNode, out: Builder) -> None:
     """MEAN over the renumbered axes; axes as an input or (opset < 18) an attribute."""
-    axes = node.constant(1, "axes").tolist() if node.has(1) else node.attributes.get("axes", range(len(node.axes)))
+    axes = (
+        node.constant(1, "axes").tolist()
+        if node.has(1)
+        else node.attributes.get("axes", range(len(node.axes)))
+    )
     mapped = sorted(node.axes[axis] for axis in axes)
     operand = out.constant(f"{node.outputs[0]}/axes", np.array(mapped, np.int32))
     keep = bool(node.attributes.get("keepdims", 1))
@@ -344,7 +370,7 @@ def lower_unsqueeze(node: OnnxNode, out: Builder) -> None:
     _reshape(node, out)
 
 
-# --- shared parts -----------------------------------------------------------------------------------------------------
+# --- shared parts -------------------------------------------------------------------------------------------
 
 
 def _reshape(node: OnnxNode, out: Builder) -> None:
@@ -407,7 +433,9 @@ def same_pads(
 def _window(node: OnnxNode, shape: Sequence[int], kernel: Sequence[int]) -> Window:
     """The node's window over an NHWC input of `shape`, with its padding named as TFLite would name it."""
     if len(kernel) != 2:
-        raise node.unsupported(f"only windows over height and width are, this one has {len(kernel)} dimensions")
+        raise node.unsupported(
+            f"only windows over height and width are, this one has {len(kernel)} dimensions"
+        )
     if node.attributes.get("ceil_mode", 0):
         raise node.unsupported("ceil_mode=1 is not")
     stride, dilation = (tuple(node.attributes.get(key, (1, 1))) for key in ("strides", "dilations"))
@@ -428,6 +456,8 @@ def _padded(x: str, window: Window, name: str, out: Builder) -> str:
         return x
     top, left, bottom, right = window.pads
     batch, height, width, channels = out.shape(x)
-    paddings = out.constant(f"{name}/paddings", np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32))
+    paddings = out.constant(
+        f"{name}/paddings", np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
+    )
     shape = (batch, height + top + bottom, width + left + right, channels)
     return out.emit("PAD", (x, paddings), out.unique(f"{name}/pad"), shape)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export.graph import WEIGHTED, Array, Graph, GraphError, Node, Tensor
 from export.lowerings import NO_ACTIVATION, same_pads
@@ -29,7 +30,7 @@ def run_passes(graph: Graph, passes: Sequence[Pass]) -> Graph:
 
 
 class Rewriter:
-    """One walk over a graph in execution order, in which a node may be merged into the producer of its input."""
+    """One walk in execution order, in which a node may be merged into the producer of its input."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -57,7 +58,7 @@ class Rewriter:
         return self._nodes.get(name)
 
     def merge(self, producer: Node, node: Node) -> None:
-        """Let `producer` stand for `node` too; it keeps its own name unless `node` computes a graph output."""
+        """Let `producer` stand for `node` too, under its own name unless `node` computes a graph output."""
         del self._nodes[producer.output]
         if node.output in self.graph.outputs:
             producer = replace(producer, outputs=node.outputs)
@@ -89,6 +90,11 @@ class Rewriter:
         """The constant's array as this walk has left it, None for a computed or absent tensor."""
         return self.tensor(name).data if name else None
 
+    def floats(self, name: str) -> NDArray[np.float64] | None:
+        """As `constant`, in double precision."""
+        data = self.constant(name)
+        return None if data is None else data.astype(np.float64)
+
     def replace_constant(self, name: str, data: Array) -> str:
         """A constant `name` with new `data`; a fresh name if others read the old one too."""
         if self._readers.get(name, 0) > 1:
@@ -114,7 +120,9 @@ def constants_to_mul_and_add(graph: Graph) -> Graph:
         constant = walk.constant(node.inputs[1]) if node.op in rules else None
         if constant is not None:
             op, inverse = rules[node.op]
-            node = replace(node, op=op, inputs=(node.inputs[0], walk.replace_constant(node.inputs[1], inverse(constant))))
+            node = replace(
+                node, op=op, inputs=(node.inputs[0], walk.replace_constant(node.inputs[1], inverse(constant)))
+            )
         walk.keep(node)
     return walk.result()
 
@@ -138,7 +146,7 @@ def fold_pads(graph: Graph) -> Graph:
 
 
 def fold_affine_into_weights(graph: Graph) -> Graph:
-    """A constant MUL or ADD (batch norm, the offset of hard-sigmoid) after a weighted node joins its weights and bias."""
+    """A constant MUL or ADD (batch norm, hard-sigmoid's offset) joins the weighted node before it."""
     walk = Rewriter(graph)
     for node in map(walk.current, walk.incoming()):
         source, constant = _split_constant(walk, node)
@@ -159,7 +167,9 @@ def push_scalars_forward(graph: Graph) -> Graph:
             walk.keep(node)
             continue
         source, factor = scaled.inputs
-        walk.keep(replace(node, inputs=tuple(source if name == scaled.output else name for name in node.inputs)))
+        walk.keep(
+            replace(node, inputs=tuple(source if name == scaled.output else name for name in node.inputs))
+        )
         walk.insert_after(node.output, _scale_by(factor), "scaled")
     return walk.result()
 
@@ -169,7 +179,7 @@ def fold_scalars_into_weights(graph: Graph) -> Graph:
     walk = Rewriter(graph)
     for node in map(walk.current, walk.incoming()):
         scaled = walk.private_producer(node.inputs[0]) if node.op in WEIGHTED - {"TRANSPOSE_CONV"} else None
-        weights = walk.constant(node.inputs[1]) if scaled is not None else None
+        weights = walk.floats(node.inputs[1]) if scaled is not None else None
         if scaled is not None and weights is not None and _is_scalar_mul(walk, scaled):
             factor = np.asarray(walk.constant(scaled.inputs[1]), np.float64).item()
             folded = walk.replace_constant(node.inputs[1], (weights * factor).astype(np.float32))
@@ -223,7 +233,7 @@ def _same_paddings(node: Node, source: Sequence[int], weights: Sequence[int]) ->
 
 
 def _split_constant(walk: Rewriter, node: Node) -> tuple[str, Array | None]:
-    """The computed operand and the constant one of a MUL or ADD; (…, None) if it has no constant operand."""
+    """The computed operand and the constant one of a MUL or ADD; None if there is no constant one."""
     if node.op in ("MUL", "ADD"):
         for position, name in enumerate(node.inputs):
             constant = walk.constant(name)
@@ -239,11 +249,12 @@ def _takes_affine(walk: Rewriter, producer: Node, constant: Array) -> bool:
     return constant.size == 1 or (constant.size == channels and constant.shape[-1] == channels)
 
 
-def _with_affine(walk: Rewriter, producer: Node, node: Node, constant: Array) -> Node:
+def _with_affine(walk: Rewriter, producer: Node, node: Node, constant: NDArray[np.float64]) -> Node:
     source, weight_name, bias_name = producer.inputs
-    weights, bias = walk.constant(weight_name), walk.constant(bias_name)
+    weights, bias = walk.floats(weight_name), walk.floats(bias_name)
     assert weights is not None and bias is not None
-    factor, offset = (constant, 0.0) if node.op == "MUL" else (1.0, constant)
+    one, zero = np.ones(1), np.zeros(1)
+    factor, offset = (constant, zero) if node.op == "MUL" else (one, constant)
     if node.op == "MUL":
         shape = (1, 1, 1, -1) if producer.op == "DEPTHWISE_CONV_2D" else (-1, *(1,) * (weights.ndim - 1))
         scaled = (weights * np.reshape(factor, shape)).astype(np.float32)

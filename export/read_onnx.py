@@ -1,4 +1,4 @@
-"""model.onnx to a Graph: constants folded, channels last, no transpose unless the element order itself is asked for."""
+"""model.onnx to a Graph: constants folded, channels last, transposes only where element order matters."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
     name = model.graph.input[0].name
     shape = _static_shapes(model).get(name)
     if shape is None or min(shape, default=0) < 1:
-        raise GraphError(f"the shape of input {name!r} is not static; export the ONNX model with fixed input sizes")
+        raise GraphError(
+            f"the shape of input {name!r} is not static; export the ONNX model with fixed input sizes"
+        )
     return shape
 
 
 def read_onnx(model: onnx.ModelProto) -> Graph:
     """The Graph of an ONNX classifier: 4-D inputs become NHWC, weights OHWI / 1HWO / OI, every shape static.
 
-    Raises UnsupportedOp that names the node which cannot be converted, GraphError for a graph that is not well formed.
+    Raises UnsupportedOp that names the node which cannot be converted, GraphError for a graph that is not
+    well formed.
     """
     return _Reader(model).read()
 
@@ -57,11 +60,13 @@ def channels_last(rank: int) -> tuple[int, ...]:
 
 
 class _Reader:
-    """State of one reading: for every ONNX value its constant, or its graph tensor and whether it is channels last."""
+    """State of one reading: for every ONNX value its constant, or whether its tensor is channels last."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = shape_inference.infer_shapes(model, data_prop=True)
-        self.opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        self.opset = next(
+            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
+        )
         self.constants: dict[str, Array] = {
             initializer.name: numpy_helper.to_array(initializer) for initializer in model.graph.initializer
         }
@@ -100,7 +105,9 @@ class _Reader:
         rule = LOWERINGS.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx"):
             known = ", ".join(sorted([*LOWERINGS, *PASS_THROUGH]))
-            raise UnsupportedOp(f"ONNX node {name!r} ({node.op_type}) cannot be converted; supported are {known}")
+            raise UnsupportedOp(
+                f"ONNX node {name!r} ({node.op_type}) cannot be converted; supported are {known}"
+            )
         self._lower(node, name, attributes, rule.layout)
 
     def _fold(self, node: onnx.NodeProto) -> bool:
@@ -112,7 +119,7 @@ class _Reader:
         if any(name not in self.constants for name in names):
             return False
         values = {name: self.constants[self._resolved(name)] for name in node.input if name}
-        results = ReferenceEvaluator(_single_node_model(node, self.opset)).run(None, values)
+        results: Any = ReferenceEvaluator(_single_node_model(node, self.opset)).run(None, values)
         self.constants.update(zip(node.output, results, strict=True))
         return True
 
@@ -135,7 +142,8 @@ class _Reader:
             attributes=attributes,
             constants=constants,
             output_shapes=tuple(
-                _permuted(shape, order) if is_last else shape for shape, is_last in zip(shapes, results, strict=True)
+                _permuted(shape, order) if is_last else shape
+                for shape, is_last in zip(shapes, results, strict=True)
             ),
             axes=tuple(order.index(axis) for axis in range(rank)),
         )
@@ -149,14 +157,14 @@ class _Reader:
         return layout is not Layout.BARRIER and any(value in self.last for value in computed)
 
     def _constant(self, value: str, rank: int, last: bool) -> Array | None:
-        """The constant in the layout of its node: aligned to `rank` and permuted when the node is channels last."""
+        """The constant in its node's layout: aligned to `rank`, permuted when the node is channels last."""
         array = self.constants.get(value)
         if array is None or not last or array.ndim == 0 or array.size == 1:
             return array
         return array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(channels_last(rank))
 
     def _operand(self, value: str, last: bool, rank: int = 0) -> str:
-        """The graph tensor of an ONNX value in the wanted layout, transposed only where its elements really move."""
+        """The graph tensor of a value in the wanted layout, transposed only where elements really move."""
         value = self._resolved(value)
         if value == "":
             return ""
@@ -198,7 +206,9 @@ class _Reader:
         if value in self.constants:
             return tuple(self.constants[value].shape)
         if value not in self.shapes:
-            raise GraphError(f"the shape of {value!r} is not static; export the ONNX model with fixed input sizes")
+            raise GraphError(
+                f"the shape of {value!r} is not static; export the ONNX model with fixed input sizes"
+            )
         return self.shapes[value]
 
 

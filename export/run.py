@@ -1,8 +1,7 @@
 """Executes a Graph in PyTorch: the reference for float graphs, and the simulator of quantised ones.
 
-Values are float32, batched, channels last. A tensor that carries a quantisation is rounded onto its grid right after
-it is computed, constants are read back from their integers, and accumulation is exact enough that the result is the
-one of TFLite's integer kernels but for ties.
+Values are float32, batched, channels last. An 8-bit tensor is held as centred integers (stored - zero point),
+and operators whose operands are 8-bit compute on them as the delegate does, so that the result is the runtime's.
 """
 
 from __future__ import annotations
@@ -15,14 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from export.graph import Graph, Node, Quantization, Tensor
+from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.integer import (
+    Grid,
+    added,
+    dynamically_quantized,
+    is_on_grid,
+    quantized,
+    requantization_ratio,
+    requantized,
+)
 from export.lowerings import same_pads
 from pipeline.artifacts import AlpharhoError
 
 Observer = Callable[[str, torch.Tensor], None]
 Operands = list[torch.Tensor]
+Kernel = Callable[[Operands, Mapping[str, Any]], torch.Tensor]
+Step = Callable[[Operands], torch.Tensor]
 
-INTEGER_BOUNDS = {np.dtype(np.int8): (-128, 127), np.dtype(np.uint8): (0, 255)}
+INPUT_TIE = 1e-3  # of a step; camera bytes lie halfway between the levels of a symmetric input grid
 
 
 class Program:
@@ -30,11 +40,16 @@ class Program:
 
     def __init__(self, graph: Graph, device: str | torch.device = "cpu") -> None:
         if unknown := sorted({node.op for node in graph.nodes} - set(KERNELS)):
-            raise AlpharhoError(f"the simulator has no kernel for {', '.join(unknown)}; it has {', '.join(KERNELS)}")
+            raise AlpharhoError(
+                f"the simulator has no kernel for {', '.join(unknown)}; it has {', '.join(KERNELS)}"
+            )
         self.graph = graph
         self.device = torch.device(device)
+        self.grids = {name: Grid.of(tensor) for name, tensor in graph.tensors.items() if is_on_grid(tensor)}
+        self._readers = graph.consumers()
+        self._steps = {node.output: self._step(node) for node in graph.nodes}
         self._constants = {
-            name: torch.from_numpy(np.array(_constant_values(tensor))).to(self.device)
+            name: self._held(name, tensor)
             for name, tensor in graph.tensors.items()
             if tensor.data is not None
         }
@@ -43,55 +58,124 @@ class Program:
     def __call__(self, images: NDArray[np.float32], observe: Observer | None = None) -> NDArray[np.float32]:
         """First output, float32, for `images` float32 of shape [N, *input shape without batch].
 
-        `observe(name, value)` sees the graph input and every computed tensor, [N, ...], before the next node runs.
+        `observe(name, value)` sees the graph input and every computed tensor, real values [N, ...], before
+        the next node runs.
         """
         with torch.inference_mode():
-            values = dict(self._constants)
-            name = self.graph.inputs[0]
-            values[name] = _on_grid(torch.from_numpy(images).to(self.device), self.graph.tensors[name])
+            values = self.open(images)
             if observe is not None:
-                observe(name, values[name])
+                observe(self.graph.inputs[0], self.real(self.graph.inputs[0], values))
             for node in self.graph.nodes:
-                self._execute(node, values, observe)
-            return np.asarray(values[self.graph.outputs[0]].cpu().numpy(), np.float32)
+                self.run(node, values)
+                if observe is not None:
+                    observe(node.output, self.real(node.output, values))
+                self.forget(node, values)
+            return np.asarray(self.real(self.graph.outputs[0], values).cpu().numpy(), np.float32)
 
-    def _execute(self, node: Node, values: dict[str, torch.Tensor], observe: Observer | None) -> None:
-        operands = [values[name] for name in node.inputs if name]
-        result = _clamped(KERNELS[node.op](operands, node.attributes), node.attributes)
-        values[node.output] = _on_grid(result, self.graph.tensors[node.output])
-        if observe is not None:
-            observe(node.output, values[node.output])
+    def open(self, images: NDArray[np.float32]) -> dict[str, torch.Tensor]:
+        """The values before the first node: constants and the graph input."""
+        name = self.graph.inputs[0]
+        value = torch.from_numpy(images).to(self.device)
+        if name in self.grids:
+            grid = self.grids[name]
+            value = torch.ceil(value / float(grid.scale) - (0.5 + INPUT_TIE)).clamp_(grid.low, grid.high)
+        return {**self._constants, name: value}
+
+    def run(self, node: Node, values: dict[str, torch.Tensor]) -> None:
+        """Compute the node's output from `values`, into them."""
+        values[node.output] = self._steps[node.output]([values[name] for name in node.inputs if name])
+
+    def forget(self, node: Node, values: dict[str, torch.Tensor]) -> None:
+        """Drop from `values` what `node` was the last to read."""
         for name in node.inputs:
             if name not in self.graph.outputs and self._last_reader[name] == node.output:
                 values.pop(name, None)
 
+    def real(self, name: str, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The real values of a computed tensor."""
+        grid = self.grids.get(name)
+        return values[name] if grid is None else values[name] * float(grid.scale)
 
-def quantize_to_grid(values: torch.Tensor, quantization: Quantization, bounds: tuple[int, int]) -> torch.Tensor:
-    """`values` rounded half to even onto the integers of `quantization`, clamped to `bounds`, as real numbers."""
-    scale = torch.as_tensor(quantization.scale, device=values.device)
-    zero_point = torch.as_tensor(quantization.zero_point, device=values.device)
-    stored = torch.clamp(torch.round(values / scale) + zero_point, *bounds)
-    return (stored - zero_point) * scale
+    def _step(self, node: Node) -> Step:
+        """The node's computation on values as they are held: integers if result and operand are 8-bit."""
+        attributes, target, source = (
+            node.attributes,
+            self.grids.get(node.output),
+            self.grids.get(node.inputs[0]),
+        )
+        kernel = KERNELS[node.op]
+        if target is None:
+            if source is not None:
+                return lambda operands: operands[0] * float(source.scale)
+            if node.op in WEIGHTED and self.graph.tensors[node.inputs[1]].dtype == np.int8:
+                return self._dynamic(kernel, attributes)
+            return lambda operands: _clamped(kernel(operands, attributes), attributes)
+        if source is None:
+            return lambda operands: quantized(operands[0], target)
+        if node.op in WEIGHTED:
+            return self._integer_weighted(node, source, target)
+        if node.op in SAME_GRID:
+            return lambda operands: kernel(operands, attributes)
+        return self._integer_elementwise(node, target)
+
+    def _integer_weighted(self, node: Node, source: Grid, target: Grid) -> Step:
+        weights = self.graph.tensors[node.inputs[1]].quantization
+        assert weights is not None
+        kernel, attributes = KERNELS[node.op], node.attributes
+        ratio = requantization_ratio(source, weights, target).to(self.device)
+        clamped = target.clamped(_activation(node))
+        return lambda operands: requantized(kernel(operands, attributes), ratio, clamped)
+
+    def _integer_elementwise(self, node: Node, target: Grid) -> Step:
+        kernel, attributes = KERNELS[node.op], node.attributes
+        scales = [float(self.grids[name].scale) for name in node.inputs if name in self.grids]
+        clamped = target.clamped(_activation(node))
+        if node.op in ADDITIONS:
+            ratios = (scales[0] / float(target.scale), ADDITIONS[node.op] * scales[1] / float(target.scale))
+            return lambda operands: added(operands[0], operands[1], ratios, clamped)
+        if node.op in PRODUCTS:
+            ratio = float(np.float32(np.prod(np.array(scales, np.float32)) / target.scale))
+            return lambda operands: requantized(kernel(operands, attributes), ratio, clamped)
+
+        def through_real(operands: Operands) -> torch.Tensor:
+            real = [operand * scale for operand, scale in zip(operands, scales, strict=False)]
+            return quantized(kernel([*real, *operands[len(scales) :]], attributes), clamped)
+
+        return through_real
+
+    def _dynamic(self, kernel: Kernel, attributes: Mapping[str, Any]) -> Step:
+        """Float activations times int8 weights: the delegate rounds the activations to 8 bits per row."""
+
+        def step(operands: Operands) -> torch.Tensor:
+            return _clamped(
+                kernel([dynamically_quantized(operands[0]), *operands[1:]], attributes), attributes
+            )
+
+        return step
+
+    def _held(self, name: str, tensor: Tensor) -> torch.Tensor:
+        """A constant as its readers want it: integers where they compute on integers, else real values."""
+        assert tensor.data is not None
+        values: NDArray[Any] = tensor.data
+        if tensor.quantization is not None or tensor.dtype == np.float16:
+            values = tensor.real()
+            if any(node.output in self.grids for node in self._readers[name]):
+                values = tensor.data.astype(np.float32)
+                values -= float(tensor.quantization.zero_point[0]) if tensor.quantization is not None else 0.0
+        return torch.from_numpy(np.array(values)).to(self.device)
 
 
-def _on_grid(values: torch.Tensor, tensor: Tensor) -> torch.Tensor:
-    if tensor.quantization is None or tensor.dtype not in INTEGER_BOUNDS:
-        return values
-    return quantize_to_grid(values, tensor.quantization, INTEGER_BOUNDS[tensor.dtype])
-
-
-def _constant_values(tensor: Tensor) -> NDArray[Any]:
-    assert tensor.data is not None
-    if tensor.quantization is not None or tensor.dtype == np.float16:
-        return tensor.real()
-    return tensor.data
-
-
-# --- kernels, one per TFLite operator: operands are channels last -----------------------------------------------------
+# --- kernels, one per TFLite operator: operands are channels last -------------------------------------------
 
 
 def _convolution(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
     x, weights, bias = operands
+    if (
+        weights.shape[1:3] == (1, 1)
+        and _pair(attributes, "stride") == (1, 1)
+        and weights.shape[3] == x.shape[3]
+    ):
+        return functional.linear(x, weights[:, 0, 0], bias)
     return _convolve(x, weights.permute(0, 3, 1, 2), bias, attributes, x.shape[3] // weights.shape[3])
 
 
@@ -130,11 +214,15 @@ def _sum_pool(x: torch.Tensor, kernel: tuple[int, int], stride: tuple[int, int])
     return functional.avg_pool2d(x, kernel, stride) * (kernel[0] * kernel[1])
 
 
-def _pool(x: torch.Tensor, attributes: Mapping[str, Any], fill: float, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
+def _pool(
+    x: torch.Tensor, attributes: Mapping[str, Any], fill: float, reduce: Callable[..., torch.Tensor]
+) -> torch.Tensor:
     kernel, stride = (attributes["filter_height"], attributes["filter_width"]), _pair(attributes, "stride")
     x = x.permute(0, 3, 1, 2)
     top, left, bottom, right = _pads(x, kernel, stride, (1, 1), attributes)
-    return reduce(functional.pad(x, (left, right, top, bottom), value=fill), kernel, stride).permute(0, 2, 3, 1)
+    return reduce(functional.pad(x, (left, right, top, bottom), value=fill), kernel, stride).permute(
+        0, 2, 3, 1
+    )
 
 
 def _mean(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
@@ -171,7 +259,7 @@ def _unary(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., to
     return lambda operands, attributes: function(operands[0])
 
 
-KERNELS: dict[str, Callable[[Operands, Mapping[str, Any]], torch.Tensor]] = {
+KERNELS: dict[str, Kernel] = {
     "ADD": _binary(torch.add),
     "AVERAGE_POOL_2D": _average_pool,
     "CONCATENATION": _concatenation,
@@ -198,9 +286,25 @@ KERNELS: dict[str, Callable[[Operands, Mapping[str, Any]], torch.Tensor]] = {
 }
 
 
+CLAMPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "NONE": lambda x: x,
+    "RELU": functional.relu,
+    "RELU6": functional.relu6,
+}
+
+
+SAME_GRID = frozenset({"CONCATENATION", "MAX_POOL_2D", "PAD", "RESHAPE", "TRANSPOSE"})
+PRODUCTS = frozenset({"MEAN", "MUL"})  # one float32 ratio, then rounded half to even
+ADDITIONS = {"ADD": 1.0, "SUB": -1.0}  # fixed point
+
+
+def _activation(node: Node) -> str:
+    return str(node.attributes.get("fused_activation_function", "NONE"))
+
+
 def _clamped(values: torch.Tensor, attributes: Mapping[str, Any]) -> torch.Tensor:
     activation = attributes.get("fused_activation_function", "NONE")
-    return {"NONE": lambda x: x, "RELU": functional.relu, "RELU6": functional.relu6}[activation](values)
+    return CLAMPS[activation](values)
 
 
 def _pair(attributes: Mapping[str, Any], key: str, tail: str = "") -> tuple[int, int]:

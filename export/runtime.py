@@ -1,9 +1,12 @@
-"""Runs the files that were written, on this machine: ONNX with ONNX Runtime, TFLite with LiteRT and XNNPACK."""
+"""Runs the written files on this machine: ONNX with ONNX Runtime, TFLite with LiteRT and XNNPACK."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ ORT_ERRORS = tuple(
     getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
     for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
 )
+STDERR = 2
+DELEGATE_NOTE = b"Created TensorFlow Lite XNNPACK delegate for CPU"
 Normalise = Callable[[Pixels], NDArray[np.float32]]
 
 
@@ -41,8 +46,9 @@ def load_session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:
 def load_interpreter(path: Path, threads: int = 1) -> Interpreter:
     """An allocated LiteRT interpreter with the XNNPACK delegate; AlpharhoError if the file cannot be run."""
     try:
-        interpreter = Interpreter(str(path), num_threads=threads)
-        interpreter.allocate_tensors()
+        with _without_delegate_note():
+            interpreter = Interpreter(str(path), num_threads=threads)
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise AlpharhoError(f"{path}: the TFLite runtime cannot load it ({_first_line(error)})") from error
     return interpreter
@@ -54,7 +60,7 @@ def run_onnx(path: Path, images: Reals) -> Logits:
 
 
 def run_tflite(path: Path, images: Reals) -> Logits:
-    """First output of a .tflite file for float32 NHWC images in the model's own scale, rounded to its input type."""
+    """First output of a .tflite file for float32 NHWC images in the model's scale, put on its input grid."""
     interpreter = load_interpreter(path, threads=2)
     door = interpreter.get_input_details()[0]
     if door["dtype"] == np.float32:
@@ -66,7 +72,7 @@ def run_tflite(path: Path, images: Reals) -> Logits:
 
 
 def load_onnx_predictor(path: Path, normalise: Normalise) -> Predictor:
-    """A predictor over uint8 NHWC pixels from a batch-1 .onnx file; AlpharhoError if the file cannot be loaded."""
+    """A predictor over uint8 NHWC pixels from a batch-1 .onnx file; AlpharhoError if it cannot be loaded."""
     session = load_session(path)
     return lambda pixels: _run_session(session, normalise(pixels))
 
@@ -86,6 +92,22 @@ def load_tflite_predictor(path: Path, normalise: Normalise) -> Predictor:
     return lambda pixels: _invoke(interpreter, convert(pixels))
 
 
+@contextlib.contextmanager
+def _without_delegate_note() -> Iterator[None]:
+    """Drop the runtime's note that it made its delegate; all else that it writes to stderr is passed on."""
+    sys.stderr.flush()
+    real = os.dup(STDERR)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(real, STDERR)
+            os.close(real)
+            log.seek(0)
+            os.write(STDERR, b"".join(line for line in log if DELEGATE_NOTE not in line))
+
+
 def _run_session(session: onnxruntime.InferenceSession, images: Reals) -> Logits:
     name = session.get_inputs()[0].name
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -102,7 +124,11 @@ def _invoke(interpreter: Interpreter, stored: NDArray[Any]) -> Logits:
         results.append(interpreter.get_tensor(exit_["index"])[0])
     found = np.stack(results)
     scale, zero_point = exit_["quantization"]
-    return found if found.dtype == np.float32 else ((found.astype(np.float32) - zero_point) * scale).astype(np.float32)
+    return (
+        found
+        if found.dtype == np.float32
+        else ((found.astype(np.float32) - zero_point) * scale).astype(np.float32)
+    )
 
 
 def _first_line(error: BaseException) -> str:

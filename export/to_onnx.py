@@ -1,4 +1,4 @@
-"""A PyTorch module to model.onnx: dynamo exporter, batch 1, batch norms folded, values named by module path."""
+"""A PyTorch module to model.onnx: dynamo exporter, batch 1, batch norms folded, named by module path."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def to_onnx(module: nn.Module, resolution: int) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on torchvision operators and its own deprecations, which no user can act on."""
+    """Without the exporter's notes on torchvision and its own deprecations, which no user can act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -83,16 +83,17 @@ def _named_by_module(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelPro
 
 
 def _module_path(node: onnx.NodeProto, leaves: set[str]) -> str:
-    """`features/0/conv`: the module that owns the node's weight, else the leaf module, else module and operation."""
+    """`features/0/conv`: the owner of the node's weight, else the leaf module, else module and operation."""
     for value in node.input:
         owner, _, parameter = value.rpartition(".")
         if parameter == "weight" and owner in leaves:
-            return owner.replace(".", "/")
+            return str(owner.replace(".", "/"))
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
     *modules, operation = ast.literal_eval(scopes) or ["", node.op_type.lower()]
     owner = modules[-1] if modules else ""
     operation = operation.rstrip("0123456789").rstrip("_")
-    return (owner if owner in leaves else f"{owner}.{operation}".lstrip(".")).replace(".", "/")
+    path: str = owner if owner in leaves else f"{owner}.{operation}".lstrip(".")
+    return path.replace(".", "/")
 
 
 def _unique(name: str, taken: set[str]) -> str:

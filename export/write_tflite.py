@@ -1,7 +1,8 @@
 """Graph to the bytes of a .tflite file (TFLite flatbuffer schema v3).
 
-The same graph gives the same bytes. Constants are stored inline, 16-byte aligned as the schema's `force_align` asks.
-Operator versions are the oldest that describe the operator, so that old runtimes load the file.
+The same graph gives the same bytes. Constants are stored inline, 16-byte aligned as the schema's
+`force_align` asks. Operator versions are the oldest that describe the operator, so that old runtimes load the
+file.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ NAMED_ATTRIBUTES = {"padding": schema.Padding, "fused_activation_function": sche
 class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]  # the generated schema is untyped
     """A buffer whose bytes start at a multiple of 16; the generated packer ignores `force_align`."""
 
-    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802 - the generated name
+    def Pack(self, builder: flatbuffers.Builder) -> int:
         content = self.data.tobytes()
         builder.StartVector(1, len(content), 16)
         builder.head = builder.Head() - len(content)
@@ -84,8 +85,10 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]  # the generated sch
         return int(schema.BufferEnd(builder))
 
 
-def write_tflite(graph: Graph, metadata: Mapping[str, bytes] | None = None, description: str = "alpharho") -> bytes:
-    """Bytes of the .tflite file of `graph`, with one `serving_default` signature and the given metadata buffers."""
+def write_tflite(
+    graph: Graph, metadata: Mapping[str, bytes] | None = None, description: str = "alpharho"
+) -> bytes:
+    """Bytes of the .tflite file of `graph`, with a `serving_default` signature and metadata buffers."""
     graph.check()
     buffers: list[Any] = [schema.BufferT()]  # buffer 0 is empty by convention
     index = {name: position for position, name in enumerate(graph.tensors)}
@@ -110,7 +113,7 @@ def write_tflite(graph: Graph, metadata: Mapping[str, bytes] | None = None, desc
 
 
 def op_version(node: Node, graph: Graph) -> int:
-    """The oldest version of the operator that this node's types and attributes allow (TFLite `op_version.cc`)."""
+    """The oldest version of the operator that fits this node's types and attributes (`op_version.cc`)."""
     form = OP_FORMATS[node.op]
     dtypes = [graph.tensors[name].dtype for name in (*node.inputs, *node.outputs) if name]
     if node.op == "DEQUANTIZE":
@@ -151,7 +154,9 @@ def _quantization(quantization: Quantization) -> Any:
 
 def _operator(node: Node, graph: Graph, index: Mapping[str, int], codes: dict[tuple[str, int], int]) -> Any:
     if node.op not in OP_FORMATS:
-        raise AlpharhoError(f"{node.op} {node.output!r} has no TFLite form; known are {', '.join(OP_FORMATS)}")
+        raise AlpharhoError(
+            f"{node.op} {node.output!r} has no TFLite form; known are {', '.join(OP_FORMATS)}"
+        )
     stored = schema.OperatorT()
     stored.opcodeIndex = codes.setdefault((node.op, op_version(node, graph)), len(codes))
     stored.inputs = [index[name] if name else -1 for name in node.inputs]
@@ -168,7 +173,9 @@ def _options(table: Any, attributes: Mapping[str, Attribute]) -> Any:
         first, *rest = name.split("_")
         key = first + "".join(part.capitalize() for part in rest)
         assert hasattr(table, key), f"{type(table).__name__} has no field {key}"
-        setattr(table, key, getattr(NAMED_ATTRIBUTES[name], str(value)) if name in NAMED_ATTRIBUTES else value)
+        setattr(
+            table, key, getattr(NAMED_ATTRIBUTES[name], str(value)) if name in NAMED_ATTRIBUTES else value
+        )
     return table
 
 

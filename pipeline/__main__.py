@@ -1,4 +1,4 @@
-"""`python -m pipeline VERB ...`: every stage as a verb. A failure is one line on stderr and exit code 1, 2 for usage."""
+"""`python -m pipeline VERB ...`: every stage as a verb; a failure is one line, exit code 1, usage 2."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ VERBS = {
     "train": Verb(
         "pipeline.train",
         "train a network in PyTorch",
-        ("train v3_small", "train v1 --alpha 0.25 --epochs 30", "train v2 --alpha 0.35 --dataset ~/flowers --rho 0.714"),
+        (
+            "train v3_small",
+            "train v1 --alpha 0.25 --epochs 30",
+            "train v2 --alpha 0.35 --dataset ~/flowers --rho 0.714",
+        ),
     ),
     "export": Verb(
         "pipeline.job",
@@ -44,7 +48,7 @@ VERBS = {
         "a third party's .onnx file to .tflite files",
         (
             "convert model.onnx --out build/model --calibration photos",
-            "convert model.onnx --out build/model --calibration images.npy --input-type int8 --output-type int8",
+            "convert model.onnx --out build/model --calibration images.npy --input-type int8",
         ),
     ),
     "evaluate": Verb(
@@ -57,7 +61,9 @@ VERBS = {
         "what is in a .tflite file, and which runtime parts take it",
         ("inspect build/v3_small_1.00_56/int8.tflite",),
     ),
-    "doctor": Verb("pipeline.doctor", "what this machine can and cannot do, and what to install", ("doctor",)),
+    "doctor": Verb(
+        "pipeline.doctor", "what this machine can and cannot do, and what to install", ("doctor",)
+    ),
 }
 
 
@@ -89,7 +95,9 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _parser(chosen: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description="MobileNets from PyTorch to the device.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description="MobileNets from PyTorch to the device."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         examples = "\n".join(f"  python -m pipeline {example}" for example in verb.examples)

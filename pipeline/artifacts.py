@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class AlpharhoError(Exception):
-    """A failure that the user can act on. Its text is one line: what was found, what is supported, what to do."""
+    """A failure the user can act on. Its text is one line: what was found, what is supported, what to do."""
 
 
 class UsageError(AlpharhoError):
@@ -27,7 +27,8 @@ class CheckError(AlpharhoError):
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
 
-    A reader therefore sees the old file or the new one, never a part. The file is flushed to disk before the rename.
+    A reader therefore sees the old file or the new one, never a part. The file is flushed to disk before the
+    rename.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -45,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold it for one job; a second one is refused. Parts that a killed job left are removed."""
+    """Make `folder` and hold it for one job; a second is refused. Parts of a killed job are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -54,7 +55,9 @@ def locked(folder: Path) -> Iterator[None]:
             part.unlink()
         yield
     except BlockingIOError:
-        raise AlpharhoError(f"another run is writing to {folder}; wait for it or give another --out") from None
+        raise AlpharhoError(
+            f"another run is writing to {folder}; wait for it or give another --out"
+        ) from None
     finally:
         os.close(handle)
 

@@ -1,4 +1,4 @@
-"""The verb `convert`: a third party's model.onnx to float32, float16 and int8 .tflite, verified against ONNX Runtime."""
+"""The verb `convert`: any model.onnx to float32, float16 and int8 .tflite, verified with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def batched(images: Images) -> list[Images]:
 
 
 def convert(source: Path, out: Path, calibration: Calibration, say: Callable[[str], None]) -> Conversion:
-    """Write the three files and a manifest into `out`; CheckError where float32 is not ONNX Runtime's result."""
+    """Write three files and a manifest into `out`; CheckError where float32 is not ONNX Runtime's result."""
     say(f"{source}: reading")
     graph = load_graph(source)
     images = np.concatenate(calibration.batches)[:VERIFIED_IMAGES]
@@ -98,25 +98,32 @@ def convert(source: Path, out: Path, calibration: Calibration, say: Callable[[st
 def load_calibration(source: Path, shape: Sequence[int], mean: float, std: float) -> Images:
     """Images for calibration, float32 NHWC.
 
-    `source` is an .npy array in the ONNX input's own layout and values [N, C, H, W], or a folder of pictures, which are
-    shown as (pixel - mean) / std. `shape` is the ONNX input's, [1, C, H, W]. AlpharhoError for what does not fit.
+    `source` is an .npy array in the ONNX input's own layout and values [N, C, H, W], or a folder of pictures,
+    which are shown as (pixel - mean) / std. `shape` is the ONNX input's, [1, C, H, W]. AlpharhoError for what
+    does not fit.
     """
     if source.is_dir():
         return _pictures(source, shape, mean, std)
     if source.suffix != ".npy" or not source.is_file():
-        raise AlpharhoError(f"{source}: calibration images are a folder of pictures or an .npy array; this is neither")
+        raise AlpharhoError(
+            f"{source}: calibration images are a folder of pictures or an .npy array; this is neither"
+        )
     try:
         array = np.load(source, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise AlpharhoError(f"{source}: not a readable .npy array of numbers ({error})") from error
     if array.ndim != 4 or array.shape[1:] != tuple(shape[1:]) or not len(array):
-        raise AlpharhoError(f"{source}: has shape {list(array.shape)}, the model takes [N, {', '.join(map(str, shape[1:]))}]")
+        raise AlpharhoError(
+            f"{source}: has shape {list(array.shape)}, the model takes [N, {', '.join(map(str, shape[1:]))}]"
+        )
     return np.ascontiguousarray(array[:CALIBRATION_IMAGES].transpose(0, 2, 3, 1), np.float32)
 
 
 def _pictures(folder: Path, shape: Sequence[int], mean: float, std: float) -> Images:
     if shape[1] != 3 or shape[2] != shape[3]:
-        raise AlpharhoError(f"pictures fit square RGB inputs, the model takes {list(shape)}; give an .npy array instead")
+        raise AlpharhoError(
+            f"pictures fit square RGB inputs, the model takes {list(shape)}; give an .npy array instead"
+        )
     paths = data.pictures(folder)[:CALIBRATION_IMAGES]
     if not paths:
         raise AlpharhoError(f"{folder}: no pictures; give a folder with some, 200 or more are good")
@@ -127,20 +134,32 @@ def _pictures(folder: Path, shape: Sequence[int], mean: float, std: float) -> Im
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb `convert`."""
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the three files and the manifest")
     parser.add_argument(
-        "--calibration", type=Path, required=True, metavar="IMAGES", help="folder of pictures, or .npy [N, C, H, W]"
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the three files and the manifest"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        required=True,
+        metavar="IMAGES",
+        help="folder of pictures, or .npy [N, C, H, W]",
     )
     parser.add_argument("--mean", type=float, default=data.MEAN, help="of the pixels, 0 to 255 (%(default)s)")
     parser.add_argument("--std", type=float, default=data.STD, help="of the pixels, 0 to 255 (%(default)s)")
-    parser.add_argument("--recipe", default="int8", choices=list(RECIPES), help="how int8 is made (%(default)s)")
+    parser.add_argument(
+        "--recipe", default="int8", choices=list(RECIPES), help="how int8 is made (%(default)s)"
+    )
     add_io_arguments(parser)
 
 
 def add_io_arguments(parser: argparse.ArgumentParser) -> None:
     """Options for the types at the int8 file's doors."""
-    parser.add_argument("--input-type", default="uint8", choices=list(IO_TYPES), help="of the int8 file (%(default)s)")
-    parser.add_argument("--output-type", default="float32", choices=list(IO_TYPES), help="of the int8 file (%(default)s)")
+    parser.add_argument(
+        "--input-type", default="uint8", choices=list(IO_TYPES), help="of the int8 file (%(default)s)"
+    )
+    parser.add_argument(
+        "--output-type", default="float32", choices=list(IO_TYPES), help="of the int8 file (%(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -165,5 +184,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _row(path: Path, artifact: Artifact, found: Parity) -> str:
     return (
         f"{path}: {artifact.bytes:,} bytes in {artifact.seconds:.2f} s, "
-        f"max difference {found.max_abs_diff:.3g} of a range of {found.logit_range:.3g}, cosine {found.cosine:.6f}"
+        f"max difference {found.max_abs_diff:.3g} of a range of {found.logit_range:.3g}, "
+        f"cosine {found.cosine:.6f}"
     )

@@ -61,16 +61,22 @@ def file_predictor(path: Path) -> tuple[Predictor, int]:
         raise AlpharhoError(f"{path}: no such file; give a .tflite or .onnx file")
     if path.suffix == ".tflite":
         door = load_interpreter(path).get_input_details()[0]
-        return load_tflite_predictor(path, normalise), _square([int(size) for size in door["shape"][1:]], path)
+        return load_tflite_predictor(path, normalise), _square(
+            [int(size) for size in door["shape"][1:]], path
+        )
     if path.suffix == ".onnx":
         _, channels, height, width = input_shape(load_onnx(path))
         return load_onnx_predictor(path, normalise), _square([height, width, channels], path)
-    raise AlpharhoError(f"{path}: {path.suffix or 'a file without suffix'} is not evaluated; .tflite and .onnx are")
+    raise AlpharhoError(
+        f"{path}: {path.suffix or 'a file without suffix'} is not evaluated; .tflite and .onnx are"
+    )
 
 
 def _square(shape: list[int], path: Path) -> int:
     if len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3:
-        raise AlpharhoError(f"{path}: takes images of shape {shape}; only square RGB images [R, R, 3] are evaluated")
+        raise AlpharhoError(
+            f"{path}: takes images of shape {shape}; only square RGB images [R, R, 3] are evaluated"
+        )
     return shape[0]
 
 
@@ -98,5 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     logits, labels = predict(predictor, dataset.test, resolution, arguments.file.name)
     check_classes(logits, dataset, arguments.file)
     found = accuracy_of(logits, labels)
-    print(f"{arguments.file}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.samples} test images")
+    print(
+        f"{arguments.file}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % of {found.samples} test images"
+    )
     return 0

@@ -1,7 +1,8 @@
-"""The main job: trained weights to model.onnx, float32, float16 and int8 .tflite, each verified, and a manifest.
+"""The main job: trained weights to model.onnx and three .tflite files, each verified, and a manifest.
 
-Stages run in one direction; each writes its file whole, checks it, and only then does the next begin. A failed check
-ends the job with one line; files that stages before it wrote stay, the manifest is written only when all have passed.
+Stages run in one direction; each writes its file whole, checks it, and only then does the next begin. A
+failed check ends the job with one line; files that stages before it wrote stay, the manifest is written only
+when all have passed.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ SHIPPED_WEIGHTS = Path(models.__file__).parent / "weights"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to export. `weights` None means the shipped ones of the variant, `out` None means build/<variant>."""
+    """What to export. `weights` None means the variant's shipped ones, `out` None means build/<variant>."""
 
     model: str
     alpha: float = 1.0
@@ -94,7 +95,7 @@ class Record:
 
 
 def export(request: Request, say: Callable[[str], None]) -> Manifest:
-    """Run the whole job and return its manifest, which is also written; `say` is told of each stage as it begins.
+    """Run the whole job and return its manifest, which is also written; `say` hears of each stage.
 
     AlpharhoError for bad input, CheckError for a stage that fails its check.
     """
@@ -110,7 +111,9 @@ def prepare(request: Request) -> Source:
     if request.recipe not in RECIPES:
         raise AlpharhoError(f"unknown recipe {request.recipe!r}; choose one of {', '.join(RECIPES)}")
     if request.calibration_images < 1:
-        raise AlpharhoError(f"{request.calibration_images} calibration images; choose at least 1, 200 or more are good")
+        raise AlpharhoError(
+            f"{request.calibration_images} calibration images; choose at least 1, 200 or more are good"
+        )
     models.network(request.model, request.alpha)
     dataset = open_dataset(request.dataset)
     variant = Variant.of(request.model, request.alpha, request.rho, dataset.base_resolution)
@@ -130,8 +133,8 @@ def shipped_weights(variant: Variant, dataset: Dataset) -> Path:
         known = ", ".join(sorted(file.stem for file in SHIPPED_WEIGHTS.glob("*.safetensors"))) or "none"
         raise AlpharhoError(
             f"no weights are shipped for {variant.name} on {dataset.name} (shipped: {known}); "
-            f"train some with 'python -m pipeline train {variant.model} --alpha {variant.alpha:g}' and give them with "
-            "--weights"
+            f"train some with 'python -m pipeline train {variant.model} --alpha {variant.alpha:g}' "
+            "and give them with --weights"
         )
     return path
 
@@ -188,7 +191,9 @@ class _Job:
 
     def _calibration(self) -> Calibration:
         split, request = self.source.dataset.calibration, self.request
-        images = calibration_images(split, request.calibration_images, self.source.variant.resolution, request.seed)
+        images = calibration_images(
+            split, request.calibration_images, self.source.variant.resolution, request.seed
+        )
         return Calibration(batched(images), RECIPES[request.recipe], request.io)
 
     def _tflite(self, precision: str, graph: Graph, calibration: Calibration) -> None:
@@ -197,7 +202,9 @@ class _Job:
         converted, content = convert_graph(precision, graph, calibration)
         write_bytes(path, content)
         self.record.artifacts[precision] = Artifact.of(path, started)
-        check_op_budget(converted.op_counts(), op_budget(self.source.variant, self.source.module.padding), path)
+        check_op_budget(
+            converted.op_counts(), op_budget(self.source.variant, self.source.module.padding), path
+        )
         self.record.delegate[precision] = audit_delegate(path)
         check_delegate(self.record.delegate[precision], path)
         self._evaluate(precision, load_tflite_predictor(path, normalise))
@@ -257,14 +264,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE", help=".safetensors, .pth or .pt; by default the shipped ones"
     )
     parser.add_argument(
-        "--padding", choices=list(models.PADDINGS), help="of the network; by default what the weights' file says"
+        "--padding",
+        choices=list(models.PADDINGS),
+        help="of the network; by default what the weights' file says",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (build/<variant>)")
-    parser.add_argument("--recipe", default="int8", choices=list(RECIPES), help="how int8 is made (%(default)s)")
     parser.add_argument(
-        "--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N", help="for int8 (%(default)s)"
+        "--recipe", default="int8", choices=list(RECIPES), help="how int8 is made (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of calibration images (%(default)s)")
+    parser.add_argument(
+        "--calibration-images",
+        type=int,
+        default=CALIBRATION_IMAGES,
+        metavar="N",
+        help="for int8 (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the choice of calibration images (%(default)s)"
+    )
     add_io_arguments(parser)
 
 

@@ -1,4 +1,4 @@
-"""`manifest.json`: the one record of an exported variant, each number tied to the sha256 of the file it is of."""
+"""`manifest.json`: the one record of an exported variant, each number tied to a file's sha256."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ class Artifact:
     bytes: int
     seconds: float
 
-
     @classmethod
     def of(cls, path: Path, started: float) -> Artifact:
         """The record of a file just written by a stage that began at `started` (time.perf_counter)."""
@@ -63,7 +62,7 @@ class Quantised:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything that is known of one exported variant. Keys of the mappings are stage names, in pipeline order."""
+    """Everything known of one exported variant. Keys of the mappings are stage names, in pipeline order."""
 
     variant: str
     model: str
@@ -87,7 +86,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What is known of a converted third-party file: no labels, so parity with ONNX Runtime instead of accuracy."""
+    """What is known of a converted file: no labels, so parity with ONNX Runtime instead of accuracy."""
 
     source: str
     source_sha256: str
@@ -107,5 +106,7 @@ def load(path: Path) -> Manifest:
     """The manifest in the file `path`; AlpharhoError if it is missing, damaged or of another schema."""
     plain = read_json(path)
     if not isinstance(plain, dict) or plain.pop("schema", None) != SCHEMA:
-        raise AlpharhoError(f"{path}: not a manifest of schema {SCHEMA}; run 'python -m pipeline export' again")
+        raise AlpharhoError(
+            f"{path}: not a manifest of schema {SCHEMA}; run 'python -m pipeline export' again"
+        )
     return from_plain(Manifest, plain, str(path))

@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from pipeline.manifest import Manifest
 
 STAGES = ("pytorch", "onnx", "float32", "float16", "int8")
-HEADER = ("stage", "top-1 %", "top-5 %", "agrees with float32 %", "size kB", "max diff / range", "partitions", "seconds")
+HEADER = (
+    "stage",
+    "top-1 %",
+    "top-5 %",
+    "agrees with float32 %",
+    "size kB",
+    "max diff / range",
+    "partitions",
+    "seconds",
+)
 
 
 def summary(manifest: Manifest) -> str:
-    """Title and table of stage x (accuracy, agreement, size, parity, partitions, time), aligned for a terminal."""
+    """Title and table of stage x (accuracy, agreement, size, parity, partitions, time) for a terminal."""
     samples = next(iter(manifest.accuracy.values())).samples
     title = (
         f"{manifest.variant}: {manifest.model}, alpha {manifest.alpha:g}, rho {manifest.rho:g}, "
@@ -25,7 +34,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text in columns, the first to the left and the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs)
+        )
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
     )
 

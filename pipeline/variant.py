@@ -21,7 +21,9 @@ class Variant:
         """The variant at resolution multiplier `rho`; AlpharhoError for what the registry cannot build."""
         models.network(model, alpha)
         if not rho > 0:
-            raise AlpharhoError(f"rho is {rho}; choose a resolution multiplier above 0, 1 is the data set's own")
+            raise AlpharhoError(
+                f"rho is {rho}; choose a resolution multiplier above 0, 1 is the data set's own"
+            )
         resolution = round(rho * base_resolution)
         models.check_resolution(model, resolution)
         return cls(model, alpha, resolution)

@@ -1,7 +1,8 @@
 """Scale and zero-point mathematics on bare arrays.
 
-real = scale * (stored - zero_point), stored = clip(round_half_even(real / scale) + zero_point), as in the TFLite 8-bit
-specification: activations asymmetric int8 with an exact zero, weights symmetric per channel in [-127, 127], bias int32.
+real = scale * (stored - zero_point), stored = clip(round_half_even(real / scale) + zero_point), as in the
+TFLite 8-bit specification: activations asymmetric int8 with an exact zero, weights symmetric per channel in
+[-127, 127], bias int32.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def per_tensor(scale: float, zero_point: int) -> Quantization:
 
 
 def weight_scales(weights: Floats, axis: int) -> NDArray[np.float64]:
-    """The scale per channel that maps the largest magnitude to 127; zero for an all-zero channel. Float64 [channels]."""
+    """Scale per channel that maps the largest magnitude to 127, zero for a dead one; float64 [channels]."""
     others = tuple(other for other in range(weights.ndim) if other != axis)
     return np.asarray(np.abs(weights.astype(np.float64)).max(axis=others) / WEIGHT_MAX)
 

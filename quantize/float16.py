@@ -13,7 +13,7 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_float16(graph: Graph) -> Graph:
-    """The graph with weights and biases in float16, each behind a DEQUANTIZE that the delegate folds at start-up.
+    """The graph with weights and biases in float16, each behind a DEQUANTIZE that the delegate folds.
 
     Together with `FLOAT16_METADATA` a core with half-precision arithmetic then computes in it.
     """

@@ -23,12 +23,14 @@ from quantize.ranges import Range
 INT8, UINT8, FLOAT32 = (np.dtype(kind) for kind in (np.int8, np.uint8, np.float32))
 IO_TYPES = {"int8": INT8, "uint8": UINT8, "float32": FLOAT32}
 
-# XNNPACK has no int8 kernel for these; between DEQUANTIZE and QUANTIZE they stay in the partition, and unary ones
-# become one table look-up.
+# XNNPACK has no int8 kernel for these; between DEQUANTIZE and QUANTIZE they stay in the partition, and unary
+# ones become one table look-up.
 FLOAT_ISLANDS = frozenset(
     {"AVERAGE_POOL_2D", "DIV", "HARD_SWISH", "MAXIMUM", "MINIMUM", "RELU", "RELU6", "SOFTMAX"}
 )
-SAME_SCALE = frozenset({"CONCATENATION", "MAX_POOL_2D", "PAD", "RESHAPE", "TRANSPOSE"})  # output on the input's grid
+SAME_SCALE = frozenset(
+    {"CONCATENATION", "MAX_POOL_2D", "PAD", "RESHAPE", "TRANSPOSE"}
+)  # output on the input's grid
 FIXED_OUTPUTS = {"LOGISTIC": per_tensor(1 / 256, -128)}  # prescribed by the TFLite 8-bit specification
 
 
@@ -50,11 +52,15 @@ class Io:
         """The grid of the int8 input.
 
         Camera bytes have 256 levels from `low` to `high`, and zero lies between two of them when the range is
-        symmetric: the zero point is then half a level off, which `input_offset` puts right. A float input is rounded
-        onto a grid with an exact zero and without that tie.
+        symmetric: the zero point is then half a level off, which `input_offset` puts right. A float input is
+        rounded onto a grid with an exact zero and without that tie.
         """
         if self.input == "float32":
-            return per_tensor(max(-self.low, self.high) / 127, 0) if self.low < 0 else activation_quantization(0, self.high)
+            return (
+                per_tensor(max(-self.low, self.high) / 127, 0)
+                if self.low < 0
+                else activation_quantization(0, self.high)
+            )
         scale = (self.high - self.low) / 255
         return per_tensor(scale, int(np.floor(-self.low / scale + 0.5)) - 128)
 
@@ -67,7 +73,7 @@ class Io:
 
 
 def to_int8(graph: Graph, ranges: Mapping[str, Range], io: Io | None = None) -> Graph:
-    """The full-integer graph: int8 activations and per-channel weights, int32 biases, `io` types at the doors.
+    """The full-integer graph: int8 activations and per-channel weights, int32 biases, `io` at the doors.
 
     `ranges` holds an interval for every computed tensor of the float `graph`.
     """
@@ -159,18 +165,18 @@ class _Int8Builder:
         return node
 
     def _with_constant_operands(self, node: Node) -> Node:
-        """Constant real operands of ADD, MUL and their like on an int8 grid of their own; axes and shapes as they are."""
+        """Constant real operands of ADD, MUL and their like on an int8 grid of their own."""
         for name in node.inputs:
             constant = self.graph.tensors[name] if name in self.graph.tensors else None
             if constant is None or constant.data is None or constant.dtype != FLOAT32:
                 continue
             grid = activation_quantization(float(constant.data.min()), float(constant.data.max()))
-            steps = np.round(constant.data / grid.scale) + grid.zero_point
+            steps = np.round(constant.real() / grid.scale) + grid.zero_point
             self.tensors[name] = Tensor.constant(np.clip(steps, -128, 127).astype(np.int8), grid)
         return node
 
     def _island(self, node: Node) -> None:
-        operands = []
+        operands: list[str] = []
         for name in node.inputs:
             if name in self.tensors and self.tensors[name].dtype == INT8:
                 real = f"{node.output}/dequantized/{len(operands)}"
@@ -207,7 +213,9 @@ class _Int8Builder:
         if self.io.output == "float32":
             self.nodes.append(Node("DEQUANTIZE", (inner,), (name,)))
             return
-        self.tensors[name] = replace(self.tensors[name], dtype=UINT8, quantization=_as_uint8(self._grid(inner)))
+        self.tensors[name] = replace(
+            self.tensors[name], dtype=UINT8, quantization=_as_uint8(self._grid(inner))
+        )
         self.nodes.append(Node("QUANTIZE", (inner,), (name,)))
 
 
@@ -221,7 +229,7 @@ def _workable_scales(
     scale_in: float,
     scale_out: float,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Weight scales raised where a (nearly) dead channel's would overflow its int32 bias or leave the delegate's limits.
+    """Weight scales raised where a nearly dead channel's would overflow its bias or the delegate's limits.
 
     The delegate asks for input x weight / output scale in [2^-32, 2^8).
     """

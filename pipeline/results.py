@@ -1,0 +1,222 @@
+"""Recorded measurements, each joined to what the manifest says of the very same file.
+
+`build/bench/<device>/<variant>.<precision>.json` is one measurement, `build/<variant>/manifest.json` what is
+known of a variant. The two are joined by the sha256 of the .tflite file alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+from device_bench.curves import Curve, GridPoint, Size, Unit
+from device_bench.device import Measurement, load
+from device_bench.statistics import summarize
+from models.cost import cost_of
+from pipeline import manifest as manifests
+from pipeline.manifest import Manifest
+from pipeline.variant import Variant
+
+PRECISIONS = ("float32", "float16", "int8")
+_NAME = re.compile(rf"(\w+)_(\d+\.\d+)_(\d+)\.({'|'.join(PRECISIONS)})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A measured quantity with its interval, in `unit`."""
+
+    value: float
+    low: float
+    high: float
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One measurement file and what is known of the model file that was run.
+
+    `variant` is None for a file of another name than a variant's; `size` None where the cost is not known;
+    `accuracy` (top-1, percent) None where no manifest knows this very file; `notes` says why.
+    """
+
+    path: Path
+    measurement: Measurement
+    variant: Variant | None
+    precision: str
+    size: Size | None
+    value: Value | None
+    accuracy: float | None
+    dataset: str
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the measurement file without its ending."""
+        return self.path.name.removesuffix(".json")
+
+    @property
+    def device(self) -> str:
+        """The device with its model or processor, where known."""
+        info = self.measurement.device
+        hardware = info.model or info.soc
+        return f"{info.name} ({hardware})" if hardware else info.name
+
+    @property
+    def conditions(self) -> str:
+        """Threads, CPUs and runtime."""
+        spec, runtime = self.measurement.spec, self.measurement.runtime
+        threads = f"{spec.threads} thread{'s' * (spec.threads != 1)}"
+        cpus = [f"CPU {','.join(map(str, spec.affinity))}"] if spec.affinity else []
+        return ", ".join([threads, *cpus, f"{runtime.name} {runtime.version}".strip()])
+
+
+def path_of(build: Path, device: str, variant: Variant, precision: str) -> Path:
+    """Where the measurement of a variant's file on `device` (a device string) is kept."""
+    return build / "bench" / quote(device, safe=":@") / f"{variant.name}.{precision}.json"
+
+
+def load_results(build: Path, device: str = "") -> tuple[Result, ...]:
+    """Every measurement below `build/bench`, of `device` or of all, by device, model and size."""
+    found = (load_result(path, build) for path in sorted((build / "bench").glob("*/*.json")))
+    return tuple(sorted((result for result in found if is_of(result, device)), key=_order))
+
+
+def load_result(path: Path, build: Path) -> Result:
+    """The measurement in `path`. Raises AlpharhoError for a damaged one, or a damaged manifest."""
+    measurement = load(path)
+    variant, precision = variant_of(path.name.removesuffix(".json"))
+    known = manifest_of(build, variant) if variant else None
+    joined, notes = _joined(known, precision, measurement)
+    size, size_notes = _size(variant, measurement, joined)
+    accuracy = joined.accuracy.get(precision) if joined else None
+    return Result(
+        path=path,
+        measurement=measurement,
+        variant=variant,
+        precision=precision,
+        size=size,
+        value=value_of(measurement),
+        accuracy=accuracy.top1 if accuracy else None,
+        dataset=joined.dataset if joined else "",
+        notes=(*notes, *size_notes),
+    )
+
+
+def variant_of(name: str) -> tuple[Variant | None, str]:
+    """The variant and the precision that `v1_0.50_192.int8` names; None and "" for another kind of name."""
+    match = _NAME.fullmatch(name)
+    if not match:
+        return None, ""
+    model, alpha, resolution, precision = match.groups()
+    return Variant(model, float(alpha), int(resolution)), precision
+
+
+def manifest_of(build: Path, variant: Variant) -> Manifest | None:
+    """What the export recorded of `variant`, None when it was not exported."""
+    path = build / variant.name / manifests.FILE_NAME
+    return manifests.load(path) if path.exists() else None
+
+
+def is_of(result: Result, device: str) -> bool:
+    """Whether the result is of `device`: a whole name, a kind such as `adb`, or "" for every device."""
+    info = result.measurement.device
+    return device in ("", info.name, info.kind)
+
+
+def value_of(measurement: Measurement) -> Value | None:
+    """Median ms of an inference with its interval, or M instructions; None when nothing was sampled."""
+    if measurement.counts:
+        counts = sorted(count.per_inference / 1e6 for count in measurement.counts)
+        middle = (counts[(len(counts) - 1) // 2] + counts[len(counts) // 2]) / 2
+        return Value(value=middle, low=counts[0], high=counts[-1], unit=Unit.INSTRUCTIONS)
+    if not measurement.processes:
+        return None
+    summary = summarize(measurement)
+    return Value(value=summary.median_ms, low=summary.low_ms, high=summary.high_ms, unit=Unit.MILLISECONDS)
+
+
+@cache
+def size_of(variant: Variant, num_classes: int) -> Size:
+    """The terms of the law for a variant, from its per-layer costs. AlpharhoError for an unknown model."""
+    cost = cost_of(variant.model, variant.alpha, variant.resolution, num_classes)
+    by_term = cost.macs_by_term()
+    terms = {
+        "overhead": 1.0,
+        "pixels": variant.resolution**2 / 1e6,
+        "linear": by_term["linear"] / 1e6,
+        "quadratic": by_term["quadratic"] / 1e6,
+        "weights": cost.weight_params / 1e6,
+    }
+    return Size(terms=terms, macs=cost.macs)
+
+
+def curves_of(results: Iterable[Result]) -> tuple[Curve, ...]:
+    """The valid results as curves: one a model, device, precision and conditions. Units never mix."""
+    groups: Mapping[tuple[str, str, str, str, Unit], list[GridPoint]] = defaultdict(list)
+    for result in results:
+        if result.measurement.valid and result.variant and result.size and result.value:
+            unit = result.value.unit
+            key = (result.variant.model, result.device, result.precision, result.conditions, unit)
+            groups[key].append(_point(result.variant, result.size, result.value))
+    return tuple(
+        Curve(
+            model=model,
+            device=device,
+            precision=precision,
+            conditions=conditions,
+            unit=unit,
+            points=tuple(points),
+        )
+        for (model, device, precision, conditions, unit), points in groups.items()
+    )
+
+
+def _point(variant: Variant, size: Size, value: Value) -> GridPoint:
+    return GridPoint(
+        variant=variant.name,
+        alpha=variant.alpha,
+        resolution=variant.resolution,
+        size=size,
+        value=value.value,
+        low=value.low,
+        high=value.high,
+    )
+
+
+def _joined(
+    known: Manifest | None, precision: str, measurement: Measurement
+) -> tuple[Manifest | None, tuple[str, ...]]:
+    """The manifest if it is of the file that was run, else None and the reason."""
+    artifact = known.artifacts.get(precision) if known else None
+    if artifact is None:
+        return None, ("accuracy not known: no manifest of this file",)
+    if artifact.sha256 != measurement.model.sha256:
+        found, ran = artifact.sha256[:12], measurement.model.sha256[:12]
+        return None, (f"accuracy not joined: the manifest is of file {found}, measured was {ran}",)
+    return known, ()
+
+
+def _size(
+    variant: Variant | None, measurement: Measurement, joined: Manifest | None
+) -> tuple[Size | None, tuple[str, ...]]:
+    if variant is None:
+        return None, ("cost not known: the name is not that of a variant",)
+    shapes = [tensor.shape for tensor in measurement.model.inputs]
+    if shapes and shapes[0][1:3] != (variant.resolution, variant.resolution):
+        return None, (f"cost not known: named {variant.resolution}, but ran at {shapes[0]}",)
+    if measurement.model.outputs:
+        return size_of(variant, measurement.model.outputs[0].shape[-1]), ()
+    if joined:
+        return size_of(variant, joined.num_classes), ()
+    return None, ("cost not known: neither output shape nor manifest says how many classes",)
+
+
+def _order(result: Result) -> tuple[str, str, str, float, str]:
+    macs = result.size.macs if result.size else 0
+    model = result.variant.model if result.variant else ""
+    return result.measurement.device.name, model, result.precision, -macs, result.name
