@@ -200,6 +200,17 @@ def fuse_activations(graph: Graph) -> Graph:
     return walk.result()
 
 
+def merge_reshapes(graph: Graph) -> Graph:
+    """A RESHAPE of a RESHAPE reads the first one's input."""
+    walk = Rewriter(graph)
+    for node in map(walk.current, walk.incoming()):
+        first = walk.private_producer(node.inputs[0]) if node.op == "RESHAPE" else None
+        if first is not None and first.op == "RESHAPE":
+            node = replace(node, inputs=(first.inputs[0], *node.inputs[1:]))
+        walk.keep(node)
+    return walk.result()
+
+
 def fold_reshape_into_mean(graph: Graph) -> Graph:
     """MEAN over height and width, then RESHAPE to (batch, channels), is a MEAN that drops the axes."""
     walk = Rewriter(graph)
@@ -219,6 +230,7 @@ FLOAT_PASSES: tuple[Pass, ...] = (
     push_scalars_forward,
     fold_scalars_into_weights,
     fuse_activations,
+    merge_reshapes,
     fold_reshape_into_mean,
 )
 

@@ -1,7 +1,7 @@
 """Executes a Graph in PyTorch: the reference for float graphs, and the simulator of quantised ones.
 
 Values are float32, batched, channels last. An 8-bit tensor is held as centred integers (stored - zero point),
-and operators whose operands are 8-bit compute on them as the delegate does, so that the result is the runtime's.
+and operators whose operands are 8-bit compute on them as the delegate does: the result is the runtime's.
 """
 
 from __future__ import annotations
