@@ -1,1 +1,15 @@
 """What the network is: one file per paper, its tables row for row."""
+
+from models.blocks import PADDINGS, MobileNet, Network
+from models.registry import MAX_ALPHA, MODELS, build, check_resolution, network
+
+__all__ = [
+    "MAX_ALPHA",
+    "MODELS",
+    "PADDINGS",
+    "MobileNet",
+    "Network",
+    "build",
+    "check_resolution",
+    "network",
+]

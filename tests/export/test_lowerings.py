@@ -106,7 +106,9 @@ def reference(model: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np
     return np.asarray(session.run(None, {"x": images})[0])
 
 
-def converted(model: onnx.ModelProto, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, int]]:
+def converted(
+    model: onnx.ModelProto, images: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], dict[str, int]]:
     """Output of the .tflite file in ONNX's element order, and its operators; checks the simulator on the way."""
     graph = run_passes(read_onnx(model), FLOAT_PASSES)
     interpreter = Interpreter(model_content=write_tflite(graph), num_threads=1)
@@ -145,12 +147,17 @@ def test_an_operator_without_lowering_is_refused_by_name() -> None:
     [
         (onnx_model([node("MaxPool", kernel_shape=[2, 2], ceil_mode=1)]), "ceil_mode"),
         (onnx_model([node("MaxPool", kernel_shape=[3, 3], pads=[2, 0, 0, 1])]), "not TFLite's SAME"),
-        (onnx_model([node("Pad", "x", "p", mode="reflect")], {"p": axes(0, 0, 1, 1, 0, 0, 1, 1)}), "zero padding"),
+        (
+            onnx_model([node("Pad", "x", "p", mode="reflect")], {"p": axes(0, 0, 1, 1, 0, 0, 1, 1)}),
+            "zero padding",
+        ),
         (onnx_model([node("Softmax", axis=2)]), "last axis"),
         (onnx_model([node("ReduceMean", "x", "a", keepdims=0)], {"a": axes(2)}), "keepdims=0"),
     ],
 )
-def test_an_attribute_that_tflite_lacks_is_refused_with_its_reason(model: onnx.ModelProto, reason: str) -> None:
+def test_an_attribute_that_tflite_lacks_is_refused_with_its_reason(
+    model: onnx.ModelProto, reason: str
+) -> None:
     with pytest.raises(UnsupportedOp, match=reason):
         read_onnx(model)
 

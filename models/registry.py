@@ -1,0 +1,69 @@
+"""Every network by name, and how to build one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from models import mobilenet_v1, mobilenet_v2, mobilenet_v3
+from models.blocks import PADDINGS, MobileNet, Network
+from pipeline.artifacts import AlpharhoError
+
+MAX_ALPHA = 2.0
+
+MODELS: dict[str, Callable[[float], Network]] = {
+    "v1": mobilenet_v1.network,
+    "v2": mobilenet_v2.network,
+    "v3_small": partial(mobilenet_v3.network, table=mobilenet_v3.SMALL),
+    "v3_large": partial(mobilenet_v3.network, table=mobilenet_v3.LARGE),
+    "v3_small_minimalistic": partial(
+        mobilenet_v3.network, table=mobilenet_v3.minimalistic(mobilenet_v3.SMALL)
+    ),
+    "v3_large_minimalistic": partial(
+        mobilenet_v3.network, table=mobilenet_v3.minimalistic(mobilenet_v3.LARGE)
+    ),
+}
+
+
+def network(name: str, alpha: float = 1.0) -> Network:
+    """The rows of `name` at width `alpha`. AlpharhoError for an unknown name or an alpha outside (0, 2]."""
+    if name not in MODELS:
+        raise AlpharhoError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+    if not 0 < alpha <= MAX_ALPHA:
+        raise AlpharhoError(f"alpha is {alpha}; choose a width multiplier above 0 and at most {MAX_ALPHA:g}")
+    return MODELS[name](alpha)
+
+
+def build(
+    name: str,
+    alpha: float = 1.0,
+    num_classes: int = 1000,
+    padding: str = "tf",
+    dropout: float | None = None,
+) -> MobileNet:
+    """The module of `name`: float32 NCHW `[N, 3, H, W]` in, logits `[N, num_classes]` out, any resolution.
+
+    `padding` is `tf` (SAME, the odd pixel last) or `torch` (symmetric, for imported weights); `dropout` None
+    means the authors' rate. AlpharhoError for an argument outside its range.
+    """
+    rows = network(name, alpha)
+    if num_classes < 1:
+        raise AlpharhoError(f"num_classes is {num_classes}; a classifier needs at least 1")
+    if padding not in PADDINGS:
+        raise AlpharhoError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
+    rate = rows.dropout if dropout is None else dropout
+    if not 0 <= rate < 1:
+        raise AlpharhoError(f"dropout is {rate}; choose a rate of at least 0 and below 1")
+    return MobileNet(rows, num_classes, padding, rate)
+
+
+def check_resolution(name: str, resolution: int) -> None:
+    """AlpharhoError unless `resolution` is at least the network's total stride (32 for every MobileNet).
+
+    Below it the last stages would see less than one pixel of picture and only padding beside it.
+    """
+    minimum = network(name).total_stride
+    if resolution < minimum:
+        raise AlpharhoError(
+            f"resolution {resolution} is too small for {name}; its stride of {minimum} is the minimum"
+        )
