@@ -19,7 +19,10 @@ from export.graph import Quantization, Tensor
 Operands = list[torch.Tensor]
 Kernel = Callable[[Operands, Mapping[str, Any]], torch.Tensor]
 
-BOUNDS: dict[np.dtype[np.generic], tuple[int, int]] = {np.dtype(np.int8): (-128, 127), np.dtype(np.uint8): (0, 255)}
+BOUNDS: dict[np.dtype[np.generic], tuple[int, int]] = {
+    np.dtype(np.int8): (-128, 127),
+    np.dtype(np.uint8): (0, 255),
+}
 CLAMPS = {"NONE": (-math.inf, math.inf), "RELU": (0.0, math.inf), "RELU6": (0.0, 6.0)}
 ADD_BITS = 20  # of the larger multiplier's fraction in the delegate's ADD
 

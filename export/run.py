@@ -73,17 +73,25 @@ class Program:
             return np.asarray(self.real(self.graph.outputs[0], values).cpu().numpy(), np.float32)
 
     def open(self, images: NDArray[np.float32]) -> dict[str, torch.Tensor]:
-        """The values before the first node: constants and the graph input."""
+        """The values before the first node: the graph input's."""
         name = self.graph.inputs[0]
         value = torch.from_numpy(images).to(self.device)
         if name in self.grids:
             grid = self.grids[name]
             value = torch.ceil(value / float(grid.scale) - (0.5 + INPUT_TIE)).clamp_(grid.low, grid.high)
-        return {**self._constants, name: value}
+        return {name: value}
 
     def run(self, node: Node, values: dict[str, torch.Tensor]) -> None:
         """Compute the node's output from `values`, into them."""
-        values[node.output] = self._steps[node.output]([values[name] for name in node.inputs if name])
+        operands = [values[name] if name in values else self._constants[name] for name in node.inputs if name]
+        values[node.output] = self._steps[node.output](operands)
+
+    def replace_constants(self, tensors: Mapping[str, Tensor]) -> None:
+        """Let the program go on with other constants, of the same shapes."""
+        self.graph = self.graph.with_nodes(self.graph.nodes, tensors)
+        self._constants.update({name: self._held(name, tensor) for name, tensor in tensors.items()})
+        for node in {reader.output: reader for name in tensors for reader in self._readers[name]}.values():
+            self._steps[node.output] = self._step(node)
 
     def forget(self, node: Node, values: dict[str, torch.Tensor]) -> None:
         """Drop from `values` what `node` was the last to read."""
@@ -286,13 +294,7 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
-CLAMPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "NONE": lambda x: x,
-    "RELU": functional.relu,
-    "RELU6": functional.relu6,
-}
-
-
+CLAMPS: dict[str, tuple[float, float | None]] = {"RELU": (0.0, None), "RELU6": (0.0, 6.0)}
 SAME_GRID = frozenset({"CONCATENATION", "MAX_POOL_2D", "PAD", "RESHAPE", "TRANSPOSE"})
 PRODUCTS = frozenset({"MEAN", "MUL"})  # one float32 ratio, then rounded half to even
 ADDITIONS = {"ADD": 1.0, "SUB": -1.0}  # fixed point
@@ -303,8 +305,9 @@ def _activation(node: Node) -> str:
 
 
 def _clamped(values: torch.Tensor, attributes: Mapping[str, Any]) -> torch.Tensor:
+    """The fused activation of `values`, which a kernel has just made: overwritten, for fresh memory is slow."""
     activation = attributes.get("fused_activation_function", "NONE")
-    return CLAMPS[activation](values)
+    return values if activation == "NONE" else values.clamp_(*CLAMPS[activation])
 
 
 def _pair(attributes: Mapping[str, Any], key: str, tail: str = "") -> tuple[int, int]:

@@ -83,13 +83,35 @@ def load_tflite_predictor(path: Path, normalise: Normalise) -> Predictor:
     A byte input takes the pixels as they are (int8: minus 128). Integer outputs are dequantised.
     """
     interpreter = load_interpreter(path, threads=2)
-    conversions: dict[Any, Callable[[Pixels], Any]] = {
+    convert = _conversion(interpreter, normalise)
+    return lambda pixels: _invoke(interpreter, convert(pixels))
+
+
+def input_values(path: Path, pixels: Pixels, normalise: Normalise) -> NDArray[Any]:
+    """uint8 NHWC pixels as the values that the input of a .tflite file takes, in its type."""
+    return _conversion(load_interpreter(path), normalise)(pixels)
+
+
+def dequantised(path: Path, stored: NDArray[Any]) -> Logits:
+    """Raw first outputs of a .tflite file as real values, float32."""
+    return _dequantised(load_interpreter(path), stored)
+
+
+def _conversion(interpreter: Interpreter, normalise: Normalise) -> Callable[[Pixels], NDArray[Any]]:
+    conversions: dict[Any, Callable[[Pixels], NDArray[Any]]] = {
         np.float32: normalise,
         np.uint8: lambda pixels: pixels,
         np.int8: lambda pixels: (pixels.astype(np.int16) - 128).astype(np.int8),
     }
-    convert = conversions[interpreter.get_input_details()[0]["dtype"]]
-    return lambda pixels: _invoke(interpreter, convert(pixels))
+    return conversions[interpreter.get_input_details()[0]["dtype"]]
+
+
+def _dequantised(interpreter: Interpreter, stored: NDArray[Any]) -> Logits:
+    if stored.dtype == np.float32:
+        return stored
+    scale, zero_point = interpreter.get_output_details()[0]["quantization"]
+    real: Logits = ((stored.astype(np.float32) - zero_point) * scale).astype(np.float32)
+    return real
 
 
 @contextlib.contextmanager
@@ -122,13 +144,7 @@ def _invoke(interpreter: Interpreter, stored: NDArray[Any]) -> Logits:
         interpreter.set_tensor(door["index"], image[None])
         interpreter.invoke()
         results.append(interpreter.get_tensor(exit_["index"])[0])
-    found = np.stack(results)
-    scale, zero_point = exit_["quantization"]
-    return (
-        found
-        if found.dtype == np.float32
-        else ((found.astype(np.float32) - zero_point) * scale).astype(np.float32)
-    )
+    return _dequantised(interpreter, np.stack(results))
 
 
 def _first_line(error: BaseException) -> str:

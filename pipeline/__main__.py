@@ -61,6 +61,32 @@ VERBS = {
         "what is in a .tflite file, and which runtime parts take it",
         ("inspect build/v3_small_1.00_56/int8.tflite",),
     ),
+    "bench": Verb(
+        "pipeline.bench",
+        "what an inference costs on a device",
+        (
+            "bench v3_small --device host",
+            "bench v1 --alpha 0.5 --rho 0.714 --device ssh://pi@raspberrypi",
+            "bench build/v3_small_1.00_56/int8.tflite --device emulated:cortex-a76",
+        ),
+    ),
+    "curves": Verb(
+        "pipeline.curves",
+        "the grid of alpha and rho on a device, checked against the law",
+        ("curves v1 --device emulated:cortex-a76", "curves --published"),
+    ),
+    "choose": Verb(
+        "pipeline.choose",
+        "which variants fit a budget, best accuracy first",
+        ("choose --device host --max-ms 12 --max-mb 2", "choose --device emulated:cortex-a76 --max-minsn 20"),
+    ),
+    "report": Verb("pipeline.report", "one HTML page of all results, and the plots as PNG", ("report",)),
+    "arm": Verb(
+        "pipeline.arm",
+        "what the ARM kernels answer, against this machine's",
+        ("arm build/v3_small_1.00_56", "arm build/v3_small_1.00_56/int8.tflite --device emulated:cortex-a53"),
+    ),
+    "emulator": Verb("pipeline.emulator", "fetch and build what emulated ARM cores need", ("emulator",)),
     "doctor": Verb(
         "pipeline.doctor", "what this machine can and cannot do, and what to install", ("doctor",)
     ),

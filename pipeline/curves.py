@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from tqdm import tqdm
 
 from device_bench import curves
-from device_bench.curves import Agreement, Curve, Fit, Unit, fit, fit_law
+from device_bench.curves import Curve, Fit, Unit, fit, fit_law
 from device_bench.device import Measurement, load, save
 from models.registry import MODELS
 from pipeline.artifacts import CheckError, UsageError, sha256_of
@@ -34,8 +35,8 @@ def grid(model: str) -> tuple[Variant, ...]:
 def measure_grid(model: str, device: str, build: Path, measure: MeasurePoint) -> None:
     """Measure the points of the grid that have no valid measurement of their present file, and save each.
 
-    `measure(variant, precision)` gives the measurement of `build/<variant>/<precision>.tflite`; an invalid one is
-    kept too, and measured again next time.
+    `measure(variant, precision)` gives the measurement of `build/<variant>/<precision>.tflite`; one
+    that is invalid is kept too, and measured again next time.
     """
     points = [(variant, precision) for precision in PRECISIONS for variant in grid(model)]
     for variant, precision in tqdm(points, desc=f"{model} on {device}", unit="file", disable=None):
@@ -47,7 +48,9 @@ def measure_grid(model: str, device: str, build: Path, measure: MeasurePoint) ->
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb `curves`."""
     parser.add_argument("model", nargs="?", choices=tuple(MODELS), default="v1", help="network (%(default)s)")
-    parser.add_argument("--device", default="", help="host, ssh://..., adb, emulated:... (all that are recorded)")
+    parser.add_argument(
+        "--device", default="", help="host, ssh://..., adb, emulated:... (all that are recorded)"
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -74,15 +77,22 @@ def run(arguments: argparse.Namespace, measure: MeasurePoint | None = None) -> i
     found = [curve for curve in _recorded(arguments) if curve.model == arguments.model]
     if not found:
         raise CheckError(
-            f"{arguments.build / 'bench'}: no valid result of {arguments.model} on {arguments.device or 'any device'}; "
-            "measure first, with 'make curves'"
+            f"{arguments.build / 'bench'}: no valid result of {arguments.model} on "
+            f"{arguments.device or 'any device'}; measure first, with 'make curves'"
         )
     return _checked(found, arguments.tolerance)
 
 
+def published_ladders() -> tuple[Curve, ...]:
+    """The published times of the sixteen V1 models, with what each model costs."""
+    return curves.published(
+        lambda alpha, resolution: size_of(Variant("v1", alpha, resolution), curves.PUBLISHED_CLASSES)
+    )
+
+
 def describe(curve: Curve, fitted: Fit) -> str:
     """The law with its coefficients, and a table of every point with what the law says."""
-    rows = [("variant", "M Mult-Adds", curve.unit, "interval", f"law {curve.unit}", "law is off")]
+    rows = [("variant", "M Mult-Adds", str(curve.unit), "interval", f"law {curve.unit}", "law is off")]
     rows += [
         (
             point.variant,
@@ -133,7 +143,7 @@ def _is_current(path: Path, file: Path) -> bool:
 
 
 def _recorded(arguments: argparse.Namespace) -> tuple[Curve, ...]:
-    return curves_of(load_results(arguments.build, arguments.device))
+    return tuple(curves_of(load_results(arguments.build, arguments.device)).values())
 
 
 def _checked(found: Iterable[Curve], tolerance: float) -> int:
@@ -146,27 +156,70 @@ def _checked(found: Iterable[Curve], tolerance: float) -> int:
 
 
 def _verdict(broken: Sequence[str]) -> int:
-    if broken:
-        raise CheckError(f"{len(broken)} broken: {'; '.join(broken)}")
-    return 0
+    if not broken:
+        return 0
+    print(*broken, sep="\n")
+    others = f"; {len(broken) - 1} more above" if broken[1:] else ""
+    raise CheckError(f"{broken[0]}{others}")
 
 
 def _published(arguments: argparse.Namespace) -> int:
-    ladders = curves.published(
-        lambda alpha, resolution: size_of(Variant("v1", alpha, resolution), curves.PUBLISHED_CLASSES)
-    )
+    ladders = published_ladders()
     fits = [fit(ladder) for ladder in ladders]
     print(_ladder_table(ladders, fits))
-    broken = [line for ladder, fitted in zip(ladders, fits, strict=True) for line in _unexplained(ladder, fitted, arguments.tolerance)]
-    counted = [curve for curve in _recorded(arguments) if curve.unit is Unit.INSTRUCTIONS and curve.model == "v1"]
-    pairs = [(count, ladder) for count in counted for ladder in ladders if count.precision == ladder.precision]
-    if pairs:
-        rows, lines = _agreements(pairs)
-        print(f"\n{aligned(rows)}")
-        broken += lines
-    elif arguments.device:
+    broken = [
+        line
+        for ladder, fitted in zip(ladders, fits, strict=True)
+        for line in _unexplained(ladder, fitted, arguments.tolerance)
+    ]
+    if arguments.device:
+        broken += _compared(_counts(arguments), ladders)
+    return _verdict(broken)
+
+
+def _ladder_table(ladders: Sequence[Curve], fits: Sequence[Fit]) -> str:
+    header = ("ladder", "law", "R²", "worst point", "left out", "three-term R²", "worst point")
+    rows = []
+    for ladder, fitted in zip(ladders, fits, strict=True):
+        plain = fit_law(ladder, "three-term")
+        rows.append((ladder.title, fitted.law, *_figures(fitted), f"{fitted.band:.1%}", *_figures(plain)))
+    return aligned([header, *rows])
+
+
+def _figures(fitted: Fit) -> tuple[str, str]:
+    return f"{fitted.r_squared:.5f}", f"{fitted.worst:.1%}"
+
+
+def _unexplained(ladder: Curve, fitted: Fit, tolerance: float) -> Iterator[str]:
+    if fitted.r_squared < curves.PUBLISHED_R_SQUARED:
+        yield f"{ladder.title}: R² is {fitted.r_squared:.5f}, expected {curves.PUBLISHED_R_SQUARED} or more"
+    yield from curves.breaks(ladder, fitted, tolerance)
+
+
+def _counts(arguments: argparse.Namespace) -> tuple[Curve, ...]:
+    found = tuple(
+        curve for curve in _recorded(arguments) if curve.unit is Unit.INSTRUCTIONS and curve.model == "v1"
+    )
+    if not found:
         raise CheckError(
-            f"{arguments.build / 'bench'}: no valid instruction counts of v1 on {arguments.device}; "
+            f"{arguments.build / 'bench'}: no valid instruction count of v1 on {arguments.device}; "
             "count first, with 'make curves MODEL=v1 DEVICE=emulated:cortex-a72'"
         )
-    return _verdict(broken)
+    return found
+
+
+def _compared(counts: Sequence[Curve], ladders: Sequence[Curve]) -> list[str]:
+    """Prints how the counts follow the ladders of their precision; a line for each pair that does not."""
+    rows, lines = [("instructions against published times", "Spearman", "log-log R²")], []
+    for count, ladder in product(counts, ladders):
+        if count.precision != ladder.precision:
+            continue
+        pair, found = f"{count.title} against {ladder.title}", curves.agreement(count, ladder)
+        rows.append((pair, f"{found.spearman:.4f}", f"{found.r_squared:.4f}"))
+        if min(found.spearman, found.r_squared) < curves.AGREEMENT_LEAST:
+            lines.append(
+                f"{pair}: Spearman {found.spearman:.4f}, log-log R² {found.r_squared:.4f}, "
+                f"expected {curves.AGREEMENT_LEAST} or more"
+            )
+    print(f"\n{aligned(rows)}")
+    return lines

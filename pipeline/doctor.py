@@ -172,10 +172,14 @@ def probe_tflite() -> Finding:
 
 
 def _broken(topic: str, error: BaseException, costs: str) -> Finding:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = _first_line(error)
     return Finding(
         topic=topic, state=State.BROKEN, fact=reason, costs=costs, remedy="rm -r .venv and make setup"
     )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _probe_image() -> NDArray[np.float32]:
@@ -369,6 +373,26 @@ def _says(*command: str) -> str:
     return done.stdout + done.stderr
 
 
+def probe_emulator() -> Finding:
+    """Whether the ARM runtime that qemu runs has been set up."""
+    topic, costs = "emulated cores", QEMU.needed_for
+    try:
+        from device_bench import emulator_setup
+
+        manifest = emulator_setup.installed()
+    except (ImportError, OSError, AlpharhoError) as error:
+        return Finding(
+            topic=topic, state=State.LIMITED, fact=_first_line(error), costs=costs, remedy="make emulator"
+        )
+    if manifest is None:
+        return Finding(
+            topic=topic, state=State.ABSENT, fact="not set up", costs=costs, remedy="make emulator"
+        )
+    return Finding(
+        topic=topic, fact=f"set up in {emulator_setup.FOLDER}, runtimes {', '.join(manifest.sites)}"
+    )
+
+
 def probe_data() -> Finding:
     """Whether the whole of Fashion-MNIST is here, or only the sample that ships."""
     topic = "Fashion-MNIST"
@@ -404,6 +428,7 @@ PROBES: tuple[Callable[[], Finding | tuple[Finding, ...]], ...] = (
     probe_network,
     probe_data,
     probe_qemu,
+    probe_emulator,
     lambda: tuple(map(probe_tool, TOOLS)),
 )
 

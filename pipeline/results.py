@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 from urllib.parse import quote
 
 from device_bench.curves import Curve, GridPoint, Size, Unit
 from device_bench.device import Measurement, load
-from device_bench.statistics import summarize
+from device_bench.statistics import Summary, summarize
 from models.cost import cost_of
 from pipeline import manifest as manifests
 from pipeline.manifest import Manifest
@@ -28,27 +30,29 @@ _NAME = re.compile(rf"(\w+)_(\d+\.\d+)_(\d+)\.({'|'.join(PRECISIONS)})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """A measured quantity with its interval, in `unit`."""
+    """A measured quantity with its interval, in the unit of the measurement."""
 
     value: float
     low: float
     high: float
-    unit: Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """One measurement file and what is known of the model file that was run.
 
-    `variant` is None for a file of another name than a variant's; `size` None where the cost is not known;
-    `accuracy` (top-1, percent) None where no manifest knows this very file; `notes` says why.
+    `variant` is None for a file not named as a variant, `size` where the cost is not known, `summary` for
+    counts, `accuracy` (top-1, percent) where no manifest knows this very file. `notes` says why.
+    `num_classes` is 0 where it is not known.
     """
 
     path: Path
     measurement: Measurement
     variant: Variant | None
     precision: str
+    num_classes: int
     size: Size | None
+    summary: Summary | None
     value: Value | None
     accuracy: float | None
     dataset: str
@@ -92,15 +96,19 @@ def load_result(path: Path, build: Path) -> Result:
     variant, precision = variant_of(path.name.removesuffix(".json"))
     known = manifest_of(build, variant) if variant else None
     joined, notes = _joined(known, precision, measurement)
-    size, size_notes = _size(variant, measurement, joined)
+    num_classes = _classes(measurement, joined)
+    size, size_notes = _size(variant, measurement, num_classes)
     accuracy = joined.accuracy.get(precision) if joined else None
+    summary = summary_of(measurement)
     return Result(
         path=path,
         measurement=measurement,
         variant=variant,
         precision=precision,
+        num_classes=num_classes,
         size=size,
-        value=value_of(measurement),
+        summary=summary,
+        value=value_of(measurement, summary),
         accuracy=accuracy.top1 if accuracy else None,
         dataset=joined.dataset if joined else "",
         notes=(*notes, *size_notes),
@@ -128,16 +136,23 @@ def is_of(result: Result, device: str) -> bool:
     return device in ("", info.name, info.kind)
 
 
-def value_of(measurement: Measurement) -> Value | None:
+def unit_of(measurement: Measurement) -> Unit:
+    """What the measurement counts."""
+    return Unit.INSTRUCTIONS if measurement.emulated else Unit.MILLISECONDS
+
+
+def summary_of(measurement: Measurement) -> Summary | None:
+    """The statistics of a timed measurement; None for a process without samples, and for counts."""
+    sampled = [bool(process.samples_ns) for process in measurement.processes]
+    return summarize(measurement) if sampled and all(sampled) else None
+
+
+def value_of(measurement: Measurement, summary: Summary | None) -> Value | None:
     """Median ms of an inference with its interval, or M instructions; None when nothing was sampled."""
-    if measurement.counts:
-        counts = sorted(count.per_inference / 1e6 for count in measurement.counts)
-        middle = (counts[(len(counts) - 1) // 2] + counts[len(counts) // 2]) / 2
-        return Value(value=middle, low=counts[0], high=counts[-1], unit=Unit.INSTRUCTIONS)
-    if not measurement.processes:
-        return None
-    summary = summarize(measurement)
-    return Value(value=summary.median_ms, low=summary.low_ms, high=summary.high_ms, unit=Unit.MILLISECONDS)
+    if summary:
+        return Value(value=summary.median_ms, low=summary.low_ms, high=summary.high_ms)
+    counts = sorted(count.per_inference / 1e6 for count in measurement.counts)
+    return Value(value=median(counts), low=counts[0], high=counts[-1]) if counts else None
 
 
 @cache
@@ -155,28 +170,28 @@ def size_of(variant: Variant, num_classes: int) -> Size:
     return Size(terms=terms, macs=cost.macs)
 
 
-def curves_of(results: Iterable[Result]) -> tuple[Curve, ...]:
-    """The valid results as curves: one a model, device, precision and conditions. Units never mix."""
-    groups: Mapping[tuple[str, str, str, str, Unit], list[GridPoint]] = defaultdict(list)
-    for result in results:
-        if result.measurement.valid and result.variant and result.size and result.value:
-            unit = result.value.unit
-            key = (result.variant.model, result.device, result.precision, result.conditions, unit)
-            groups[key].append(_point(result.variant, result.size, result.value))
-    return tuple(
-        Curve(
-            model=model,
-            device=device,
-            precision=precision,
-            conditions=conditions,
-            unit=unit,
-            points=tuple(points),
-        )
-        for (model, device, precision, conditions, unit), points in groups.items()
-    )
+class CurveKey(NamedTuple):
+    """What the points of a curve have in common."""
+
+    device: str
+    model: str
+    conditions: str
+    precision: str
+    unit: Unit
 
 
-def _point(variant: Variant, size: Size, value: Value) -> GridPoint:
+def key_of(result: Result) -> CurveKey:
+    """The curve that the result's point is on, if it is one."""
+    model = result.variant.model if result.variant else ""
+    unit = unit_of(result.measurement)
+    return CurveKey(result.device, model, result.conditions, result.precision, unit)
+
+
+def point_of(result: Result) -> GridPoint | None:
+    """The result as a point of its curve; None when it is not valid, or its cost or value is not known."""
+    variant, size, value = result.variant, result.size, result.value
+    if not (result.measurement.valid and variant and size and value):
+        return None
     return GridPoint(
         variant=variant.name,
         alpha=variant.alpha,
@@ -186,6 +201,31 @@ def _point(variant: Variant, size: Size, value: Value) -> GridPoint:
         low=value.low,
         high=value.high,
     )
+
+
+def curves_of(results: Iterable[Result]) -> dict[CurveKey, Curve]:
+    """The valid results as curves, by device, model and conditions; their precisions in the usual order."""
+    groups: dict[CurveKey, list[GridPoint]] = defaultdict(list)
+    for result in results:
+        point = point_of(result)
+        if point:
+            groups[key_of(result)].append(point)
+    return {key: _curve(key, groups[key]) for key in sorted(groups, key=_curve_order)}
+
+
+def _curve(key: CurveKey, points: Sequence[GridPoint]) -> Curve:
+    return Curve(
+        model=key.model,
+        device=key.device,
+        precision=key.precision,
+        conditions=key.conditions,
+        unit=key.unit,
+        points=tuple(points),
+    )
+
+
+def _curve_order(key: CurveKey) -> tuple[str, str, str, int]:
+    return key.device, key.model, key.conditions, PRECISIONS.index(key.precision)
 
 
 def _joined(
@@ -201,22 +241,29 @@ def _joined(
     return known, ()
 
 
+def _classes(measurement: Measurement, joined: Manifest | None) -> int:
+    """Classes of the network, from its output or else its manifest; 0 where neither says."""
+    outputs = measurement.model.outputs
+    if outputs and outputs[0].shape:
+        return outputs[0].shape[-1]
+    return joined.num_classes if joined else 0
+
+
 def _size(
-    variant: Variant | None, measurement: Measurement, joined: Manifest | None
+    variant: Variant | None, measurement: Measurement, num_classes: int
 ) -> tuple[Size | None, tuple[str, ...]]:
     if variant is None:
         return None, ("cost not known: the name is not that of a variant",)
     shapes = [tensor.shape for tensor in measurement.model.inputs]
     if shapes and shapes[0][1:3] != (variant.resolution, variant.resolution):
         return None, (f"cost not known: named {variant.resolution}, but ran at {shapes[0]}",)
-    if measurement.model.outputs:
-        return size_of(variant, measurement.model.outputs[0].shape[-1]), ()
-    if joined:
-        return size_of(variant, joined.num_classes), ()
-    return None, ("cost not known: neither output shape nor manifest says how many classes",)
+    if not num_classes:
+        return None, ("cost not known: neither output shape nor manifest says how many classes",)
+    return size_of(variant, num_classes), ()
 
 
-def _order(result: Result) -> tuple[str, str, str, float, str]:
-    macs = result.size.macs if result.size else 0
+def _order(result: Result) -> tuple[str, str, int, int, str]:
     model = result.variant.model if result.variant else ""
-    return result.measurement.device.name, model, result.precision, -macs, result.name
+    precision = PRECISIONS.index(result.precision) if result.precision else len(PRECISIONS)
+    macs = result.size.macs if result.size else 0
+    return result.device, model, precision, -macs, result.name

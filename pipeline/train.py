@@ -36,6 +36,7 @@ EVALUATION_BATCH = 250
 SHIFT_FRACTION = 1 / 14  # of the side: 4 of 56 pixels
 ERASED_FRACTION = 2 / 7  # of the side: 16 of 56 pixels
 CHECKPOINT_SCHEMA = 1
+SUPPORTED_DEVICES = "cpu, or cuda with a GPU"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,12 +362,15 @@ def train(
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.zeros((), device=name).device
+        device = torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise AlpharhoError(
-            f"device {name!r} cannot be used ({reason}); choose cpu, or cuda with a GPU"
+            f"device {name!r} cannot be used ({reason}); choose {SUPPORTED_DEVICES}"
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise AlpharhoError(f"device {name!r} cannot be trained on; choose {SUPPORTED_DEVICES}")
+    return device
 
 
 def _train_epochs(

@@ -1,0 +1,59 @@
+"""Files for latency, which needs no trained weights: seeded ones, batch norms calibrated on real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import models
+from export.passes import FLOAT_PASSES, run_passes
+from export.read_onnx import read_onnx
+from export.to_onnx import to_onnx
+from pipeline.artifacts import locked, write_bytes
+from pipeline.convert import PRECISIONS, Calibration, convert_graph
+from pipeline.data import normalise, open_fashion_mnist_sample
+from pipeline.variant import Variant
+from quantize.int8 import Io
+from quantize.recipes import RECIPES
+
+NUM_CLASSES = 1000
+BASE_RESOLUTION = 224
+IMAGES = 8
+SEED = 0
+
+
+def file_of(variant: Variant, precision: str, build: Path) -> Path:
+    """`build/<variant>/<precision>.tflite`, exported with untrained weights unless it is there already."""
+    path = build / variant.name / f"{precision}.tflite"
+    if not path.is_file():
+        _export(variant, build / variant.name)
+    return path
+
+
+def _export(variant: Variant, folder: Path) -> None:
+    """The three files of the variant with 1,000 classes; those that are there already are kept."""
+    torch.manual_seed(SEED)
+    pixels, _ = open_fashion_mnist_sample().calibration.take(range(IMAGES), variant.resolution)
+    images = normalise(pixels)
+    module = models.build(variant.model, variant.alpha, NUM_CLASSES)
+    _calibrate_norms(module, torch.from_numpy(images).permute(0, 3, 1, 2))
+    graph = run_passes(read_onnx(to_onnx(module, variant.resolution)), FLOAT_PASSES)
+    calibration = Calibration([images], RECIPES["int8"], Io())
+    with locked(folder):
+        for precision in PRECISIONS:
+            path = folder / f"{precision}.tflite"
+            if not path.is_file():
+                write_bytes(path, convert_graph(precision, graph, calibration)[1])
+
+
+def _calibrate_norms(module: nn.Module, images: torch.Tensor) -> None:
+    """Give every batch norm the mean and variance of real images, without which deep activations vanish."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None  # a plain average over the batches
+            layer.reset_running_stats()
+    with torch.no_grad():
+        module.train()(images)
+    module.eval()
