@@ -10,7 +10,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # What a person may set. The values reach the commands through the environment, never as text of a shell line, so
 # that blanks, quotes and dollar signs in them stay what they are. TORCH_INDEX: where to find the CPU build of torch
 # if pip is configured with no place that has it, for example https://download.pytorch.org/whl/cpu (the default).
-VALUES := MODEL ALPHA RHO DATASET WEIGHTS OUT FILE SEED EPOCHS TORCH_INDEX
+VALUES := MODEL ALPHA RHO DATASET WEIGHTS OUT FILE SEED EPOCHS DEVICE TORCH_INDEX
 MODEL ?= v3_small
 $(foreach name,$(VALUES),$(eval override $(name) := $$(value $(name))))
 export $(VALUES)
@@ -50,6 +50,24 @@ evaluate: $(READY)  ## accuracy of a file on the test images: FILE DATASET
 inspect: $(READY)  ## what is in a file: FILE
 	@$(RUN) inspect "$$FILE"
 
+bench: $(READY)  ## what an inference costs on a device: MODEL ALPHA RHO DEVICE
+	@$(RUN) bench "$$MODEL" $(call option,ALPHA,alpha) $(call option,RHO,rho) $(call option,DEVICE,device)
+
+curves: $(READY)  ## the grid of alpha and rho on a device, checked against the law: MODEL DEVICE
+	@$(RUN) curves "$$MODEL" $(call option,DEVICE,device)
+
+report: $(READY)  ## one HTML page of all results, with the plots
+	@$(RUN) report
+
+emulator: $(READY)  ## fetch and build what emulated ARM cores need, without root
+	@$(RUN) emulator
+
+gate: $(READY)  ## hold accuracy and instruction counts of the shipped networks to baselines/
+	@$(RUN) gate
+
+baseline: $(READY)  ## write baselines/ anew and print what changes
+	@$(RUN) gate --update
+
 doctor: $(READY)  ## what this machine can and cannot do, and what to install
 	@$(RUN) doctor
 
@@ -71,4 +89,4 @@ lock:  ## resolve the dependencies of pyproject.toml anew into requirements.lock
 clean:  ## remove what was built, and the caches; .venv stays
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup export train data evaluate inspect doctor check test bench-export lock clean
+.PHONY: help setup export train data evaluate inspect bench curves report emulator gate baseline doctor check test bench-export lock clean

@@ -86,6 +86,11 @@ VERBS = {
         "what the ARM kernels answer, against this machine's",
         ("arm build/v3_small_1.00_56", "arm build/v3_small_1.00_56/int8.tflite --device emulated:cortex-a53"),
     ),
+    "gate": Verb(
+        "pipeline.regression",
+        "hold accuracy and instruction counts of the shipped networks to baselines/",
+        ("gate", "gate --update"),
+    ),
     "emulator": Verb("pipeline.emulator", "fetch and build what emulated ARM cores need", ("emulator",)),
     "doctor": Verb(
         "pipeline.doctor", "what this machine can and cannot do, and what to install", ("doctor",)

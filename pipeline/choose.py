@@ -21,6 +21,7 @@ from pipeline.results import (
     key_of,
     load_results,
     point_of,
+    shown,
     size_of,
 )
 from pipeline.summary import aligned
@@ -239,7 +240,7 @@ def _table(candidates: Sequence[Candidate], unit: Unit) -> str:
             candidate.precision,
             "not known" if candidate.accuracy is None else f"{candidate.accuracy:.2f}",
             candidate.dataset,
-            f"{candidate.value:.4g}",
+            shown(candidate.value),
             candidate.basis,
             f"{candidate.size_bytes / 1e6:.2f}",
             candidate.conditions,

@@ -14,7 +14,7 @@ from device_bench.curves import Curve, Fit, Unit, fit, fit_law
 from device_bench.device import Measurement, load, save
 from models.registry import MODELS
 from pipeline.artifacts import CheckError, UsageError, sha256_of
-from pipeline.results import PRECISIONS, curves_of, load_results, path_of, size_of
+from pipeline.results import PRECISIONS, curves_of, load_results, path_of, shown, size_of
 from pipeline.summary import aligned
 from pipeline.variant import Variant
 
@@ -97,9 +97,9 @@ def describe(curve: Curve, fitted: Fit) -> str:
         (
             point.variant,
             f"{point.size.macs / 1e6:.1f}",
-            f"{point.value:.4g}",
-            f"{point.low:.4g} - {point.high:.4g}",
-            f"{fitted.predict(point.size):.4g}",
+            shown(point.value),
+            f"{shown(point.low)} - {shown(point.high)}",
+            shown(fitted.predict(point.size)),
             f"{residual:+.1%}",
         )
         for point, residual in zip(curve.points, fitted.residuals, strict=True)

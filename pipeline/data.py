@@ -14,7 +14,9 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -292,8 +294,10 @@ class FolderSplit:
     def take(self, indices: Sequence[int] | NDArray[np.int64], resolution: int) -> Batch:
         """See `Split.take`; AlpharhoError names a picture that cannot be decoded."""
         images = np.empty((len(indices), resolution, resolution, 3), dtype=np.uint8)
-        for row, i in enumerate(indices):
-            images[row] = load_image(self.paths[i], resolution)
+        with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside Python's lock
+            decoded = pool.map(load_image, (self.paths[i] for i in indices), repeat(resolution))
+            for row, image in enumerate(decoded):
+                images[row] = image
         return images, np.array([self.labels[i] for i in indices], dtype=np.int64)
 
     def batches(self, size: int, resolution: int) -> Iterator[Batch]:

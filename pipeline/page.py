@@ -105,7 +105,7 @@ _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0; background: #fff; color: #222;
   font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 74rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
+main { max-width: 88rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: .8rem; border-top: 2px solid #222; }
 h3 { font-size: 1.05rem; margin: 1.8rem 0 .5rem; }
@@ -118,12 +118,13 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; mar
 dt { color: #666; }
 dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .22rem .6rem; text-align: right; white-space: nowrap;
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .18rem .5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid #e4e4e4; }
 th { border-bottom: 1.5px solid #888; vertical-align: bottom; }
 th.text, td.text { text-align: left; }
-td.text:last-child { white-space: normal; min-width: 11rem; }
+td.text:last-child { white-space: normal; }
+tr.invalid td:last-child { min-width: 12rem; }
 tr.invalid td { color: #888; text-decoration: line-through; }
 tr.invalid td:last-child { color: #a02c00; text-decoration: none; }
 figure { margin: 1rem 0; display: inline-block; max-width: 100%; vertical-align: top; }

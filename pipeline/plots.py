@@ -29,7 +29,7 @@ except ImportError as error:
 COLOURS = {"float32": "#0072B2", "float16": "#009E73", "int8": "#D55E00"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, FAINT, FRONT = "#222222", "#dddddd", "#888888"
-LABEL_GAP = 0.03  # least distance of two names, as a share of the range of accuracy
+LABEL_GAP = 0.045  # least distance of two names, as a share of the range of accuracy
 QUANTITY = {Unit.MILLISECONDS: "latency, ms", Unit.INSTRUCTIONS: "instructions of one inference, millions"}
 PNG_DPI = 160
 
@@ -119,7 +119,7 @@ def accuracy_plot(scored: Sequence[Scored], unit: Unit, title: str) -> Figure:
             face = colour if item in front else "white"
             axes.plot(item.value, item.top1, "o", color=colour, markersize=6, markerfacecolor=face)
         _draw_front(axes, front)
-        axes.margins(0.12)
+        axes.margins(x=0.16, y=0.1)
         _log_axis(axes, "x")
         axes.set_xlabel(QUANTITY[unit])
         axes.set_ylabel("top-1, % of the test images")

@@ -19,7 +19,7 @@ from pipeline.artifacts import CheckError, write_bytes, write_text
 from pipeline.curves import formula, published_ladders
 from pipeline.page import Column, Markup, Row, bullets, facts, figure, heading, page, paragraph, table
 from pipeline.plots import Scored, accuracy_plot, heat_map, law_plot, png, svg
-from pipeline.results import CurveKey, Result, curves_of, key_of, load_results, point_of
+from pipeline.results import CurveKey, Result, curves_of, key_of, load_results, point_of, shown
 
 PAGE_NAME = "report.html"
 BADGES = {
@@ -110,8 +110,9 @@ def _device(results: Sequence[Result], drawings: list[Drawing]) -> Iterator[Mark
         yield heading(3, f"{model}: {conditions}")
         yield from _curves({key: found[key] for key in keys}, fits, drawings)
     yield from _accuracy(results, unit, drawings)
-    yield heading(3, "All results")
-    yield _table(results, fits)
+    for conditions in sorted({result.conditions for result in results}):
+        yield heading(3, f"All results: {conditions}")
+        yield _table([result for result in results if result.conditions == conditions], fits)
 
 
 def _facts(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
@@ -235,8 +236,8 @@ def _table(results: Sequence[Result], fits: Mapping[CurveKey, Fit]) -> Markup:
 
 
 def _result_row(result: Result, fits: Mapping[CurveKey, Fit]) -> Row:
-    measurement, key = result.measurement, key_of(result)
-    law = fits[key].predict(result.size) if key in fits and result.size else None
+    measurement, fitted = result.measurement, fits.get(key_of(result))
+    law = fitted.predict(result.size) if fitted and result.size and measurement.valid else None
     return Row(
         (
             result.name.removesuffix(f".{result.precision}"),
@@ -244,7 +245,7 @@ def _result_row(result: Result, fits: Mapping[CurveKey, Fit]) -> Row:
             f"{result.size.macs / 1e6:.1f}" if result.size else "",
             f"{measurement.model.size_bytes / 1000:,.0f}",
             *_quantities(result),
-            "" if law is None else f"{law:.4g}",
+            "" if law is None else shown(law),
             "" if law is None or result.value is None else f"{law / result.value.value - 1:+.1%}",
             "" if result.accuracy is None else f"{result.accuracy:.2f}",
             measurement.model.sha256[:12],
@@ -259,15 +260,15 @@ def _quantities(result: Result) -> tuple[str, ...]:
     measurement, value, summary = result.measurement, result.value, result.summary
     if value is None:
         return ("",) * len(UNITS_OF_MEASURE[measurement.emulated])
-    interval = f"{value.low:.4g} – {value.high:.4g}"
+    interval = f"{shown(value.low)} – {shown(value.high)}"
     if measurement.emulated:
-        return f"{value.value:.4g}", interval, str(len(measurement.counts))
+        return shown(value.value), interval, str(len(measurement.counts))
     assert summary
     return (
-        f"{value.value:.4g}",
+        shown(value.value),
         interval,
         f"{summary.mad_ms:.2g}",
-        "n/a" if summary.p90_ms is None else f"{summary.p90_ms:.4g}",
+        "n/a" if summary.p90_ms is None else shown(summary.p90_ms),
         f"{summary.processes} × {summary.samples // summary.processes}",
     )
 
@@ -276,7 +277,8 @@ def _notes(result: Result) -> Iterator[str]:
     measurement = result.measurement
     if not measurement.valid:
         yield f"{measurement.result}: {', '.join(measurement.reasons) or ADVICE[measurement.result].message}"
-    yield result.conditions
+    if result.summary:
+        yield from result.summary.warnings
     yield from result.notes
 
 

@@ -79,20 +79,30 @@ class Result:
         return ", ".join([threads, *cpus, f"{runtime.name} {runtime.version}".strip()])
 
 
+def shown(value: float) -> str:
+    """A quantity with four digits, so that columns of them can be compared."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.4g}"
+
+
 def path_of(build: Path, device: str, variant: Variant, precision: str) -> Path:
     """Where the measurement of a variant's file on `device` (a device string) is kept."""
     return build / "bench" / quote(device, safe=":@") / f"{variant.name}.{precision}.json"
 
 
 def load_results(build: Path, device: str = "") -> tuple[Result, ...]:
-    """Every measurement below `build/bench`, of `device` or of all, by device, model and size."""
-    found = (load_result(path, build) for path in sorted((build / "bench").glob("*/*.json")))
-    return tuple(sorted((result for result in found if is_of(result, device)), key=_order))
+    """Every measurement below `build/bench`, of `device` or of all, by device, model and size.
+
+    AlpharhoError names a damaged file.
+    """
+    loaded = ((path, load(path)) for path in sorted((build / "bench").glob("*/*.json")))
+    found = (
+        result_of(path, measurement, build) for path, measurement in loaded if is_of(measurement, device)
+    )
+    return tuple(sorted(found, key=_order))
 
 
-def load_result(path: Path, build: Path) -> Result:
-    """The measurement in `path`. Raises AlpharhoError for a damaged one, or a damaged manifest."""
-    measurement = load(path)
+def result_of(path: Path, measurement: Measurement, build: Path) -> Result:
+    """The measurement that is kept in `path` with what is known of its file. AlpharhoError: damaged manifest."""
     variant, precision = variant_of(path.name.removesuffix(".json"))
     known = manifest_of(build, variant) if variant else None
     joined, notes = _joined(known, precision, measurement)
@@ -130,10 +140,9 @@ def manifest_of(build: Path, variant: Variant) -> Manifest | None:
     return manifests.load(path) if path.exists() else None
 
 
-def is_of(result: Result, device: str) -> bool:
-    """Whether the result is of `device`: a whole name, a kind such as `adb`, or "" for every device."""
-    info = result.measurement.device
-    return device in ("", info.name, info.kind)
+def is_of(measurement: Measurement, device: str) -> bool:
+    """Whether it was taken on `device`: a whole name, a kind such as `adb`, or "" for every device."""
+    return device in ("", measurement.device.name, measurement.device.kind)
 
 
 def unit_of(measurement: Measurement) -> Unit:

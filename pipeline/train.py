@@ -30,12 +30,14 @@ import models
 from models.weights import load_weights, write_state
 from pipeline.artifacts import AlpharhoError, UsageError, sha256_of, write_text
 from pipeline.data import Dataset, Images, Split, normalise, open_dataset
+from pipeline.variant import Variant
 
 OUT = Path("build") / "train"
 EVALUATION_BATCH = 250
 SHIFT_FRACTION = 1 / 14  # of the side: 4 of 56 pixels
 ERASED_FRACTION = 2 / 7  # of the side: 16 of 56 pixels
 CHECKPOINT_SCHEMA = 1
+CHECKPOINT_STEPS = 1000
 SUPPORTED_DEVICES = "cpu, or cuda with a GPU"
 
 
@@ -347,15 +349,14 @@ def train(
         raise AlpharhoError(
             f"{len(dataset.train)} training images are less than one batch of {recipe.batch_size}"
         )
-    resolution = round(recipe.rho * dataset.base_resolution)
-    models.check_resolution(recipe.model, resolution)
-    name = f"{recipe.model}_{recipe.alpha:.2f}_{resolution}.{dataset.name}"
-    checkpoint, place = out / f"{name}.checkpoint.safetensors", _device(device)
+    variant = Variant.of(recipe.model, recipe.alpha, recipe.rho, dataset.base_resolution)
+    stem, place = out / f"{variant.name}.{dataset.name}", _device(device)
+    checkpoint = stem.with_name(f"{stem.name}.checkpoint.safetensors")
     run = start(recipe, len(dataset.train), len(dataset.classes), place)
     if checkpoint.exists():
         load_checkpoint(run, checkpoint)
-    _train_epochs(run, dataset.train, resolution, place, checkpoint, quiet)
-    trained = _keep(run, dataset, resolution, place, out / name, command)
+    _train_epochs(run, dataset.train, variant.resolution, place, checkpoint, quiet)
+    trained = _keep(run, dataset, variant.resolution, place, stem, command)
     checkpoint.unlink(missing_ok=True)
     return trained
 
@@ -376,24 +377,25 @@ def _device(name: str) -> torch.device:
 def _train_epochs(
     run: Run, split: Split, resolution: int, device: torch.device, checkpoint: Path, quiet: bool
 ) -> None:
-    """All remaining steps, a checkpoint and a line after every epoch."""
+    """All remaining steps; a line after every epoch, a checkpoint then and every CHECKPOINT_STEPS."""
     steps_per_epoch = len(split) // run.recipe.batch_size
-    losses = torch.zeros((), device=device)
-    first = run.step
-    with tqdm(total=run.recipe.epochs * steps_per_epoch, initial=first, unit="step", disable=quiet) as bar:
+    total = run.recipe.epochs * steps_per_epoch
+    losses, summed = torch.zeros((), device=device), 0
+    with tqdm(total=total, initial=run.step, unit="step", disable=quiet) as bar:
         for images, labels in _training_batches(run, split, resolution, steps_per_epoch):
             rate = learning_rate(run.recipe, run.step, steps_per_epoch)
             losses += _train_step(run, images.to(device), labels.to(device), rate)
+            summed += 1
             bar.update()
-            if run.step % steps_per_epoch == 0:
-                save_checkpoint(run, checkpoint)
-                epoch, mean = (
-                    run.step // steps_per_epoch,
-                    losses.item() / min(steps_per_epoch, run.step - first),
-                )
-                losses.zero_()
-                _check_finite(mean, epoch)
-                bar.write(f"epoch {epoch} of {run.recipe.epochs}: loss {mean:.4f}", file=sys.stderr)
+            epoch, position = divmod(run.step, steps_per_epoch)
+            if position and run.step % CHECKPOINT_STEPS:
+                continue
+            _check_finite(losses.item(), math.ceil(run.step / steps_per_epoch))
+            save_checkpoint(run, checkpoint)
+            if position == 0:
+                loss = losses.item() / summed
+                bar.write(f"epoch {epoch} of {run.recipe.epochs}: loss {loss:.4f}", file=sys.stderr)
+                losses, summed = torch.zeros_like(losses), 0
 
 
 def _check_finite(loss: float, epoch: int) -> None:
@@ -443,7 +445,7 @@ def _card(run: Run, dataset: Dataset, trained: TrainedWeights, command: str) -> 
         ("parameters", f"{count:,}"),
         ("file", f"{trained.weights.stat().st_size:,} bytes, sha256 `{sha256_of(trained.weights)}`"),
         ("date", date.today().isoformat()),
-        ("made with", f"PyTorch {torch.__version__}, {torch.get_num_threads()} CPU threads"),
+        ("made with", f"PyTorch {torch.__version__}, CPU threads: {torch.get_num_threads()}"),
         ("licence of the data", dataset.licence),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
