@@ -10,8 +10,6 @@ import contextlib
 import os
 import secrets
 import shlex
-import signal
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from device_bench import android
-from device_bench.adb_client import MARGIN_S, Adb, Reply, connected, version
+from device_bench.adb_client import MARGIN_S, Adb, Reply, adb_version, connected
 from device_bench.benchmark_model import SOURCE, Report, Tool, arguments, failure, report, tool_in
 from device_bench.device import (
     BenchSpec,
@@ -42,8 +40,7 @@ BASE = "/data/local/tmp/alpharho"  # /sdcard is mounted noexec
 HOLD_S = 600  # how long the lock outlives the work it was last renewed for
 CLEAN_UP_S = 10.0
 LOG_BYTES = 100_000  # of what the tool printed
-_ENDED = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
-BUSY, TAKEN_OVER = 91, 92  # exit codes of our own shell lines
+BUSY, TAKEN_OVER, UNWRITABLE = 91, 92, 93  # exit codes of our own shell lines
 _UPTIME = "read up rest </proc/uptime; up=${up%%.*}; boot=$(cat /proc/sys/kernel/random/boot_id)"
 
 
@@ -54,6 +51,15 @@ class _Program:
     path: str
     sha256: str
     tool: Tool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """A program that ran on the device: its code, what it printed, what taskset said of it."""
+
+    code: int
+    text: str
+    cpus: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,7 +80,7 @@ class AdbDevice:
         self._facts = adb.ask(android.FACTS)
         android.require_commands(self._facts)
         info = android.device_info(self._facts, adb.serial)
-        self._info = replace(info, extra={**info.extra, "adb_version": version(adb.program)})
+        self._info = replace(info, extra={**info.extra, "adb_version": adb_version(adb.program)})
         try:
             self._lock()
         except (DeviceError, KeyboardInterrupt):
@@ -142,68 +148,49 @@ class AdbDevice:
             reasons.append(f"ran on CPUs {list(had)}, not {list(spec.affinity)}")
         doubts.update(dict.fromkeys(reasons))
         delegated = {"delegated": found.delegated} if found.delegated else {}
-        samples = ProcessSamples(
-            samples_ns=(found.inference_ns,),
-            runs_per_sample=found.runs,
-            init_ns=found.init_ns,
-            first_ns=found.first_ns,
-            affinity=had,
-        )
-        runtime = RuntimeInfo(
-            name="benchmark_model",
-            version=f"{program.tool.name}, {found.statistic} of runs",
-            binary_sha256=program.sha256,
-        )
         return {
             "model": to_plain(model),
             "device": to_plain(self.info()),
-            "runtime": to_plain(runtime),
-            "process": to_plain(samples),
+            "runtime": to_plain(_runtime(program, found)),
+            "process": to_plain(_samples(found, had)),
             "before": to_plain(before),
             "after": to_plain(replace(after, extra={**after.extra, **delegated})),
         }
 
     def _timed(self, program: _Program, remote: str, spec: BenchSpec) -> tuple[Report, tuple[int, ...]]:
         """Run the tool once: its report and the CPUs it had."""
+        ended = self._executed([program.path, *arguments(program.tool, remote, spec)], spec)
+        if ended.code != 0:
+            raise failure(ended.code, ended.text)
+        return report(ended.text), android.cpus_in(ended.cpus)
+
+    def _executed(self, command: list[str], spec: BenchSpec) -> _Ended:
+        """Run a program on the device, on the cores of `spec` and within its time, to its end."""
         limit_s = max(1, round(spec.timeout_s))
-        command = self._run_line(
-            [program.path, *arguments(program.tool, remote, spec)], spec.affinity, limit_s
+        line = _RUN.format(
+            lock=self._renewed_lock(limit_s),
+            folder=self._folder,
+            limit=limit_s,
+            mask=android.mask_of(spec.affinity),
+            command=shlex.join(command),
+            lost=TAKEN_OVER,
+            full=UNWRITABLE,
         )
-        start = time.monotonic()
         try:
-            reply = self._device.shell(command, timeout_s=limit_s + MARGIN_S, late=ResultClass.TIMEOUT)
+            reply = self._device.shell(line, timeout_s=limit_s + MARGIN_S, late=ResultClass.TIMEOUT)
             answers = self._printed()
         except (DeviceError, KeyboardInterrupt) as error:
             log = self._stopped()
             if isinstance(error, DeviceError) and log:
                 error.log = log
             raise
-        text = f"{answers['out']}\n{answers['err']}"
         if reply.code == TAKEN_OVER:
             raise self._taken_over()
-        if reply.code != 0:
-            # Whether an overdue process ends as 124 or by its signal depends on the device's `timeout`.
-            overdue = reply.code in _ENDED and time.monotonic() - start >= limit_s
-            raise failure(124 if overdue else reply.code, text.strip() or reply.err)
-        return report(text), android.cpus_in(answers["cpus"])
-
-    def _run_line(self, command: list[str], affinity: tuple[int, ...], limit_s: int) -> str:
-        """A shell line that runs `command` in a process group of its own, whose number is in `pid`."""
-        line = [
-            *("setsid", "sh", "-c", 'echo $$ >pid; exec "$@"', "sh"),
-            *("timeout", "-k", "5", str(limit_s)),
-            *("taskset", android.mask_of(affinity)),
-            *("sh", "-c", 'taskset -p $$ >cpus; exec "$@"', "sh", *command),
-        ]
-        return "\n".join(
-            (
-                self._renewed_lock(limit_s),
-                f"cd {self._folder} || exit {TAKEN_OVER}",
-                "rm -f pid cpus out err",
-                f"{shlex.join(line)} >out 2>err </dev/null",
-                "exit $?",  # keeps the shell as the parent that notices the end
-            )
-        )
+        if reply.code == UNWRITABLE:
+            raise self._unwritable(reply)
+        # The last word is the shell's own, of a program that was killed.
+        printed = f"{answers['out']}\n{answers['err']}".strip().removesuffix("Killed").rstrip()
+        return _Ended(code=reply.code, text=printed or reply.err, cpus=answers["cpus"])
 
     def _printed(self) -> dict[str, str]:
         """What the last process printed, kept in files: over the line the two outputs could mix."""
@@ -289,10 +276,10 @@ class AdbDevice:
             found = f"{binary} is for {abi}, the device runs {abis}"
             raise DeviceError(ResultClass.NO_RUNTIME, found, remedy=f"give one such as {SOURCE}")
         path = self._place(binary, sha256, f"{BASE}/tools/{sha256[:16]}", spec)
-        reply = self._device.shell(f"timeout -k 5 20 {path} --help 2>&1")
-        if reply.code > 1:  # its help ends with 1
-            raise failure(reply.code, reply.out)
-        self._program = _Program(path=path, sha256=sha256, tool=tool_in(reply.out))
+        ended = self._executed([path, "--help"], spec)
+        if ended.code > 1:  # its help ends with 1
+            raise failure(ended.code, ended.text)
+        self._program = _Program(path=path, sha256=sha256, tool=tool_in(ended.text))
         return self._program
 
     def _check_affinity(self, affinity: tuple[int, ...]) -> None:
@@ -309,7 +296,7 @@ class AdbDevice:
         line = _LOCK.format(base=BASE, nonce=self._nonce, hold=HOLD_S, uptime=_UPTIME, busy=BUSY)
         reply = self._device.shell(line)
         if reply.code == BUSY:
-            found = f"another benchmark holds the device {self._device.serial}{reply.out.strip()[:40]}"
+            found = f"another benchmark holds the device {self._device.serial} {reply.out.strip()[:40]}"
             remedy = f"wait for its end, or adb shell rm -r {BASE}/lock if it is dead"
             raise DeviceError(ResultClass.UNREACHABLE, found, remedy=remedy)
         if reply.code != 0:
@@ -335,6 +322,21 @@ class AdbDevice:
         self._device.shell(line, timeout_s=CLEAN_UP_S)
 
 
+def _samples(found: Report, affinity: tuple[int, ...]) -> ProcessSamples:
+    return ProcessSamples(
+        samples_ns=(found.inference_ns,),
+        runs_per_sample=found.runs,
+        init_ns=found.init_ns,
+        first_ns=found.first_ns,
+        affinity=affinity,
+    )
+
+
+def _runtime(program: _Program, found: Report) -> RuntimeInfo:
+    version = f"{program.tool.name}, {found.statistic} of runs"
+    return RuntimeInfo(name="benchmark_model", version=version, binary_sha256=program.sha256)
+
+
 def connect(name: str) -> Device:
     """The backend of `adb` and `adb:SERIAL`; the program to run is the file named by BENCHMARK_MODEL."""
     binary = os.environ.get("BENCHMARK_MODEL", "")
@@ -357,7 +359,7 @@ if ! mkdir lock 2>/dev/null; then
   case "$until" in ''|*[!0-9]*|???????????*) until=0;; esac
   if [ "$was" = "$boot" ] && [ "$until" -gt "$up" ]; then
     rmdir lock/taking
-    echo " for up to $((until - up)) s"
+    echo "for up to $((until - up)) s"
     exit {busy}
   fi
 fi
@@ -369,13 +371,33 @@ _UNLOCK = """
 rm -rf {folder}
 if [ "$(cat {base}/lock/owner 2>/dev/null)" = {nonce} ]; then rm -rf {base}/lock; fi
 """
+# The tool runs in the foreground and its exit code is the shell's own: toybox `timeout` loses the code of a
+# program that ends at once, and starts it in a process group of its own. `sleeper` wakes the watchdog.
+_RUN = """
+{lock}
+cd {folder} || exit {lost}
+rm -f pid cpus out err overdue sleeper
+( sleep {limit} & echo $! >sleeper; wait
+  if [ -e pid ]; then : >overdue; kill -s KILL "$(cat pid)"; fi ) >/dev/null 2>&1 </dev/null &
+for i in 1 2 3 4 5 6 7 8 9 10; do [ -s sleeper ] && break; sleep 0.1; done
+[ -s sleeper ] || exit {full}
+taskset {mask} sh -c 'echo $$ >pid && taskset -p $$ >cpus && exec "$@"' sh {command} >out 2>err </dev/null
+code=$?
+rm -f pid
+kill "$(cat sleeper)" 2>/dev/null
+[ -e overdue ] && exit 124
+exit $code
+"""
 _KILL = """
-pid=$(cat {folder}/pid)
+cd {folder} || exit 0
+pid=$(cat pid) sleeper=$(cat sleeper)
+rm -f pid
+case "$sleeper" in ''|*[!0-9]*) ;; *) kill $sleeper;; esac
 case "$pid" in ''|*[!0-9]*) exit 0;; esac
-kill -s KILL -- -$pid
+kill -s KILL $pid
 for i in 1 2 3 4 5 6 7 8 9 10; do
   kill -s 0 $pid 2>/dev/null || exit 0
-  sleep 0.1
+  sleep 0.3
 done
 exit 1
 """

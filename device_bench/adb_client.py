@@ -182,7 +182,7 @@ def attached(program: str) -> list[Attached]:
     return [Attached(serial, state.partition(";")[0].strip()) for serial, tab, state in rows if tab]
 
 
-def version(program: str) -> str:
+def adb_version(program: str) -> str:
     """The program's own version, such as 36.0.0-13206524."""
     found = re.search(r"^Version (\S+)", _run(program, "version").out, re.M)
     return found[1] if found else ""

@@ -16,7 +16,7 @@ Answers = Mapping[str, str]  # by the keys of FACTS or STATE
 
 _CPUS = "/sys/devices/system/cpu/cpu[0-9]*"
 _ZONES = "/sys/class/thermal/thermal_zone*"
-_COMMANDS = ("setsid", "sha256sum", "tail", "taskset", "timeout")
+_COMMANDS = ("sha256sum", "tail", "taskset", "timeout")
 FACTS: Mapping[str, str] = {
     "properties": "getprop",
     "kernel": "uname -r",

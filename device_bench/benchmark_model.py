@@ -117,6 +117,7 @@ _REMEDIES: Mapping[ResultClass, str] = {
 }
 _SIGNS = (
     (r"CANNOT LINK EXECUTABLE|[Ee]xec format error|not executable", ResultClass.NO_RUNTIME),
+    (r"failed to set .*affinity", ResultClass.INVALID),
     (r"No space left on device", ResultClass.NO_SPACE),
     (
         r"not a valid [Ff]latbuffer|Didn't find op for builtin opcode|Select TensorFlow op"

@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from device_bench import debian_packages
 from device_bench.debian_packages import Pinned
 from device_bench.device import BenchSpec, ResultClass
 from device_bench.process import finish
-from device_bench.records import from_plain, read_json, to_plain, write_json
+from device_bench.records import RecordError, from_plain, read_json, to_plain, write_json
 from device_bench.runner import TINY_MODEL
 from device_bench.runner_client import RUNNER, answer_of, model_fields, request
 from pipeline.artifacts import AlpharhoError, replacing, write_bytes
@@ -39,6 +39,7 @@ QEMU = "qemu-aarch64"
 PROOF_CORE = "cortex-a53"
 TAGS = ("manylinux_2_34_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64")
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 
 
@@ -94,10 +95,9 @@ def set_up(folder: Path = FOLDER, say: Say = print) -> Manifest:
 
 def installed(folder: Path = FOLDER) -> Manifest | None:
     """The manifest of an emulator that is complete and of this lock file and this counter; None otherwise."""
-    path = folder / "manifest.json"
-    if not path.exists():
+    manifest = _recorded(Manifest, folder / "manifest.json")
+    if manifest is None:
         return None
-    manifest = from_plain(Manifest, read_json(path), str(path))
     parts = [python(folder), counter(folder), *(site(folder, runtime) for runtime in manifest.sites)]
     return manifest if manifest.key == _key() and all(part.exists() for part in parts) else None
 
@@ -189,10 +189,9 @@ def _make(folder: Path, lock: Lock, say: Say) -> Manifest:
 def _make_root(folder: Path, lock: Lock, say: Say) -> tuple[Pinned, ...]:
     """`root/`: the Debian packages, unpacked; what they really were stands in it."""
     target, record = folder / "root", folder / "root" / "packages.json"
-    if record.exists():
-        made = from_plain(_Root, read_json(record), str(record))
-        if made.pinned == lock.packages:
-            return made.packages
+    made = _recorded(_Root, record)
+    if made is not None and made.pinned == lock.packages:
+        return made.packages
     say(f"fetching {len(lock.packages)} Debian arm64 packages")
     with _replacing_folder(target) as root, tempfile.TemporaryDirectory(prefix="alpharho-") as scratch:
         packages = debian_packages.unpack(lock.packages, lock.release, "arm64", Path(scratch), root)
@@ -246,6 +245,16 @@ def _prove(folder: Path, runtime: str, say: Say) -> None:
             environment=environment(folder, runtime),
         )
     assert answer_of(done, asked)["result"] == ResultClass.OK
+
+
+def _recorded(kind: type[T], path: Path) -> T | None:
+    """The record of an earlier set-up; None if there is none, or one of another version, to be made again."""
+    if not path.exists():
+        return None
+    try:
+        return from_plain(kind, read_json(path), str(path))
+    except RecordError:
+        return None
 
 
 def _key() -> str:

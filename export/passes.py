@@ -9,12 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.graph import WEIGHTED, Array, Graph, GraphError, Node, Tensor
+from export.hard_functions import clamp_of, hard_swish_input
 from export.lowerings import NO_ACTIVATION, same_pads
 
 Pass = Callable[[Graph], Graph]
 
 CLAMPS = {"RELU": "RELU", "RELU6": "RELU6"}
-CLAMPABLE = WEIGHTED | {"ADD", "SUB", "MUL", "DIV", "CONCATENATION", "AVERAGE_POOL_2D", "MAX_POOL_2D"}
+ELEMENTWISE = frozenset(
+    {
+        "ADD",
+        "HARD_SWISH",
+        "LEAKY_RELU",
+        "LOGISTIC",
+        "MAXIMUM",
+        "MINIMUM",
+        "MUL",
+        "RELU",
+        "RELU6",
+        "TANH",
+    }
+)
+# A CONCATENATION's activation is ignored by the runtime; MAX_POOL_2D in 8 bits passes its values on.
+CLAMPABLE = (WEIGHTED - {"TRANSPOSE_CONV"}) | {"ADD", "SUB", "MUL", "DIV", "AVERAGE_POOL_2D"}
 
 
 def run_passes(graph: Graph, passes: Sequence[Pass]) -> Graph:
@@ -56,6 +72,18 @@ class Rewriter:
         if name in self.graph.outputs or self._readers.get(name, 0) != 1:
             return None
         return self._nodes.get(name)
+
+    def producer(self, name: str) -> Node | None:
+        """The node that computes `name`, whoever else reads it."""
+        return self._nodes.get(name)
+
+    def drop(self, node: Node, source: str) -> bool:
+        """Let readers of `node` read `source` instead; not possible for a graph output."""
+        if node.output in self.graph.outputs:
+            return False
+        self._names[node.output] = source
+        self._readers[source] = self._readers.get(source, 0) + self._readers[node.output] - 1
+        return True
 
     def merge(self, producer: Node, node: Node) -> None:
         """Let `producer` stand for `node` too, under its own name unless `node` computes a graph output."""
@@ -193,20 +221,109 @@ def fuse_activations(graph: Graph) -> Graph:
     walk = Rewriter(graph)
     for node in map(walk.current, walk.incoming()):
         producer = walk.private_producer(node.inputs[0]) if node.op in CLAMPS else None
-        if producer is None or producer.attributes.get("fused_activation_function") != "NONE":
+        if producer is None or producer.op not in CLAMPABLE or _activation(producer) != "NONE":
             walk.keep(node)
             continue
         walk.merge(_with_activation(producer, CLAMPS[node.op]), node)
     return walk.result()
 
 
-def merge_reshapes(graph: Graph) -> Graph:
-    """A RESHAPE of a RESHAPE reads the first one's input."""
+def clamps_to_activations(graph: Graph) -> Graph:
+    """MAXIMUM with 0 and MINIMUM with 6 of it are RELU and RELU6, whichever comes first."""
+    producers, nodes = graph.producers(), []
+    for node in graph.nodes:
+        clamp = clamp_of(graph, producers, node.output)
+        activation = (
+            {(0.0, 6.0): "RELU6", (0.0, np.inf): "RELU"}.get((clamp.low, clamp.high)) if clamp else None
+        )
+        if clamp is not None and activation is not None and node.op in ("MAXIMUM", "MINIMUM"):
+            node = Node(activation, (clamp.source,), node.outputs)
+        nodes.append(node)
+    return graph.with_nodes(nodes)
+
+
+def recognise_hard_functions(graph: Graph) -> Graph:
+    """HARD_SWISH for x * clip(x / 6 + 1/2, 0, 1), however written; RELU6 for other clips from 0."""
+    producers = graph.producers()
+    nodes: list[Node] = []
+    added: dict[str, Tensor] = {}
+    for node in graph.nodes:
+        source = hard_swish_input(graph, producers, node)
+        if source is not None:
+            nodes.append(Node("HARD_SWISH", (source,), node.outputs))
+            continue
+        nodes += _as_relu6(graph, producers, node, added)
+    return graph.with_nodes(nodes, added)
+
+
+def _as_relu6(
+    graph: Graph, producers: Mapping[str, Node], node: Node, added: dict[str, Tensor]
+) -> list[Node]:
+    """A clip to [0, high] of a shifted value as relu6 of it, scaled to 6 and back: all of which folds."""
+    clamp = clamp_of(graph, producers, node.output) if node.op in ("MAXIMUM", "MINIMUM") else None
+    shifted = producers.get(clamp.source) if clamp is not None else None
+    if clamp is None or shifted is None or shifted.op not in ("ADD", "MUL"):
+        return [node]
+    if (
+        clamp.low != 0.0
+        or not 0.0 < clamp.high < np.inf
+        or all(graph.constant(n) is None for n in shifted.inputs)
+    ):
+        return [node]
+    name, tensor = node.output, graph.tensors[node.output]
+    scalars = {f"{name}/to_six": 6 / clamp.high, f"{name}/from_six": clamp.high / 6}
+    added.update({key: Tensor.constant(np.array([value], np.float32)) for key, value in scalars.items()})
+    added.update({f"{name}/scaled": tensor, f"{name}/relu6": tensor})
+    up, down = scalars
+    return [
+        Node("MUL", (clamp.source, up), (f"{name}/scaled",), NO_ACTIVATION),
+        Node("RELU6", (f"{name}/scaled",), (f"{name}/relu6",)),
+        Node("MUL", (f"{name}/relu6", down), node.outputs, NO_ACTIVATION),
+    ]
+
+
+def merge_transposes(graph: Graph) -> Graph:
+    """A TRANSPOSE of a TRANSPOSE is one, or none where the second undoes the first."""
     walk = Rewriter(graph)
     for node in map(walk.current, walk.incoming()):
-        first = walk.private_producer(node.inputs[0]) if node.op == "RESHAPE" else None
+        first = walk.producer(node.inputs[0]) if node.op == "TRANSPOSE" else None
+        if first is not None and first.op == "TRANSPOSE":
+            order = np.asarray(walk.constant(first.inputs[1]))[np.asarray(walk.constant(node.inputs[1]))]
+            if (order == np.arange(len(order))).all() and walk.drop(node, first.inputs[0]):
+                continue
+            node = replace(node, inputs=(first.inputs[0], walk.replace_constant(node.inputs[1], order)))
+        walk.keep(node)
+    return walk.result()
+
+
+def sink_reshapes(graph: Graph) -> Graph:
+    """A RESHAPE that keeps the last axis moves behind an element-wise node, towards another RESHAPE."""
+    walk = Rewriter(graph)
+    for node in map(walk.current, walk.incoming()):
+        position = _reshaped_operand(walk, node)
+        if position is None:
+            walk.keep(node)
+            continue
+        reshape = walk.private_producer(node.inputs[position])
+        assert reshape is not None
+        source, inner = reshape.inputs[0], f"{node.output}/before_reshape"
+        inputs = tuple(source if at == position else name for at, name in enumerate(node.inputs))
+        walk.tensors[inner] = walk.tensor(source)
+        walk.keep(replace(node, inputs=inputs, outputs=(inner,)))
+        walk.keep(replace(reshape, inputs=(inner, reshape.inputs[1]), outputs=node.outputs))
+    return walk.result()
+
+
+def merge_reshapes(graph: Graph) -> Graph:
+    """A RESHAPE of a RESHAPE reads the first one's input; one that changes nothing goes."""
+    walk = Rewriter(graph)
+    for node in map(walk.current, walk.incoming()):
+        first = walk.producer(node.inputs[0]) if node.op == "RESHAPE" else None
         if first is not None and first.op == "RESHAPE":
             node = replace(node, inputs=(first.inputs[0], *node.inputs[1:]))
+        if node.op == "RESHAPE" and walk.tensor(node.inputs[0]).shape == walk.tensor(node.output).shape:
+            if walk.drop(node, node.inputs[0]):
+                continue
         walk.keep(node)
     return walk.result()
 
@@ -225,14 +342,34 @@ def fold_reshape_into_mean(graph: Graph) -> Graph:
 
 FLOAT_PASSES: tuple[Pass, ...] = (
     constants_to_mul_and_add,
+    clamps_to_activations,
+    recognise_hard_functions,
+    merge_transposes,
     fold_pads,
+    sink_reshapes,
+    merge_reshapes,
     fold_affine_into_weights,
     push_scalars_forward,
     fold_scalars_into_weights,
     fuse_activations,
-    merge_reshapes,
     fold_reshape_into_mean,
 )
+
+
+def _reshaped_operand(walk: Rewriter, node: Node) -> int | None:
+    """Position of the operand that a private RESHAPE computes, if `node` can as well come before it."""
+    if node.op not in ELEMENTWISE:
+        return None
+    computed = [at for at, name in enumerate(node.inputs) if walk.constant(name) is None]
+    reshape = walk.private_producer(node.inputs[computed[0]]) if len(computed) == 1 else None
+    if reshape is None or reshape.op != "RESHAPE":
+        return None
+    source, target = walk.tensor(reshape.inputs[0]).shape, walk.tensor(reshape.output).shape
+    if source[-1] != target[-1] or target != walk.tensor(node.output).shape:
+        return None
+    constants = [walk.tensor(name).shape for at, name in enumerate(node.inputs) if at != computed[0]]
+    fits = all(np.prod(shape[:-1]) == 1 and len(shape) <= len(source) for shape in constants)
+    return computed[0] if fits else None
 
 
 def _same_paddings(node: Node, source: Sequence[int], weights: Sequence[int]) -> Array:
@@ -274,6 +411,10 @@ def _with_affine(walk: Rewriter, producer: Node, node: Node, constant: NDArray[n
     bias_name = walk.replace_constant(bias_name, (bias * factor + offset).astype(np.float32))
     merged = replace(producer, inputs=(source, weight_name, bias_name))
     return _with_activation(merged, str(node.attributes["fused_activation_function"]))
+
+
+def _activation(node: Node) -> object:
+    return node.attributes["fused_activation_function"]
 
 
 def _with_activation(node: Node, activation: str) -> Node:

@@ -13,10 +13,12 @@ from onnx import numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from export.graph import Array, Graph, GraphError, Tensor
-from export.lowerings import LOWERINGS, Builder, Layout, OnnxNode, UnsupportedOp
+from export.lowerings import LOWERINGS, REPLACE_OP, Builder, Layout, OnnxNode, UnsupportedOp
 from pipeline.artifacts import AlpharhoError
 
-PASS_THROUGH = ("Identity", "Dropout")
+PASS_THROUGH = ("Identity", "Dropout", "Cast")  # a Cast of what is float32 to float32
+OPSETS = range(10, 24)
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -34,93 +36,246 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
-    """Shape of the model's first input, in ONNX's order; GraphError if it is not static."""
-    name = model.graph.input[0].name
-    shape = _static_shapes(model).get(name)
-    if shape is None or min(shape, default=0) < 1:
+def with_shape(model: onnx.ModelProto, shape: Sequence[int] | None) -> onnx.ModelProto:
+    """The model with its one input fixed to `shape`; None fixes nothing but a dynamic batch, to 1.
+
+    GraphError if another size is dynamic, if `shape` has another rank, or if the batch is not 1.
+    """
+    door = image_input(model)
+    found = [size.dim_value or size.dim_param or "?" for size in door.type.tensor_type.shape.dim]
+    wanted = list(shape) if shape is not None else ([1, *found[1:]] if found[:1] != [1] else found)
+    shown = f"input {door.name!r} has shape {found}"
+    if shape is None and isinstance(found[0] if found else None, int) and found[0] != 1:
+        raise GraphError(f"{shown}; one image at a time is supported, give --shape with a first size of 1")
+    if (
+        len(wanted) != len(found)
+        or wanted[:1] != [1]
+        or not all(isinstance(n, int) and n > 0 for n in wanted)
+    ):
         raise GraphError(
-            f"the shape of input {name!r} is not static; export the ONNX model with fixed input sizes"
+            f"{shown}; every size must be fixed and the first 1, give them with --shape, "
+            f"for example --shape {','.join(str(n if isinstance(n, int) else 224) for n in [1, *found[1:]])}"
         )
-    return shape
+    if wanted == found:
+        return model
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for size, number in zip(image_input(fixed).type.tensor_type.shape.dim, wanted, strict=True):
+        size.dim_value = number
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return fixed
+
+
+def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """The one input of the model that is not a weight; GraphError for several, or one that is not float32."""
+    weights = {initializer.name for initializer in model.graph.initializer}
+    doors: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name not in weights]
+    if len(doors) != 1:
+        raise GraphError(
+            f"the model has {len(doors)} inputs ({', '.join(value.name for value in doors) or 'none'}), one "
+            "is supported; make the others constants in the source network"
+        )
+    kind = doors[0].type.tensor_type.elem_type
+    if kind != onnx.TensorProto.FLOAT:
+        name = onnx.TensorProto.DataType.Name(kind)
+        raise GraphError(
+            f"input {doors[0].name!r} is {name}, only FLOAT is supported; export the model in float32"
+        )
+    return doors[0]
+
+
+def input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Shape of the model's one input, in ONNX's order; GraphError if it is not static."""
+    return tuple(
+        int(size.dim_value) for size in image_input(with_shape(model, None)).type.tensor_type.shape.dim
+    )
+
+
+def input_order(model: onnx.ModelProto) -> tuple[int, ...]:
+    """Permutation from the ONNX input's axes to those of the Graph's input."""
+    door = image_input(model)
+    rank = len(door.type.tensor_type.shape.dim)
+    return channels_last(rank) if _is_channels_first(model, door.name, rank) else tuple(range(rank))
 
 
 def read_onnx(model: onnx.ModelProto) -> Graph:
-    """The Graph of an ONNX classifier: 4-D inputs become NHWC, weights OHWI / 1HWO / OI, every shape static.
+    """The Graph of an ONNX classifier: images become NHWC, weights OHWI / 1HWO / OI, every shape static.
 
-    Raises UnsupportedOp that names the node which cannot be converted, GraphError for a graph that is not
-    well formed.
+    Raises UnsupportedOp that names the first node which cannot be converted, GraphError for a graph that is
+    not well formed.
     """
-    return _Reader(model).read()
+    reader = _Reader(model)
+    graph = reader.read()
+    if reader.refused:
+        raise reader.refused[0]
+    return graph
+
+
+def refusals(model: onnx.ModelProto) -> list[AlpharhoError]:
+    """One error for every node that cannot be converted, in execution order, with a reason and a remedy."""
+    reader = _Reader(model)
+    try:
+        reader.read()
+    except GraphError as error:
+        return [*reader.refused, error]
+    return list(reader.refused)
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
-    """The permutation from ONNX's NC... to N...C, for tensors with at least one spatial axis."""
-    return (0, *range(2, rank), 1)
+    """The permutation from ONNX's NC... to N...C; nothing moves without a spatial axis."""
+    return (0, *range(2, rank), 1) if rank > 2 else tuple(range(rank))
+
+
+def _is_channels_first(model: onnx.ModelProto, name: str, rank: int) -> bool:
+    """Whether input `name` is an image in ONNX's order, and not one that is first transposed to it."""
+    readers = [node for node in model.graph.node if name in node.input]
+    to_first = tuple(int(axis) for axis in np.argsort(channels_last(rank)))
+    orders = [_attributes(node).get("perm") for node in readers if node.op_type == "Transpose"]
+    if rank == 4:
+        return not (
+            readers and len(orders) == len(readers) and all(tuple(o or ()) == to_first for o in orders)
+        )
+    rules = (LOWERINGS.get(node.op_type) for node in readers)
+    return rank == 3 and any(rule is not None and rule.layout is Layout.ANCHOR for rule in rules)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: _decoded(onnx.helper.get_attribute_value(a)) for a in node.attribute}
 
 
 class _Reader:
     """State of one reading: for every ONNX value its constant, or whether its tensor is channels last."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = shape_inference.infer_shapes(model, data_prop=True)
         self.opset = next(
             (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
         )
+        if self.opset not in OPSETS:
+            raise GraphError(
+                f"the model is of opset {self.opset}, {OPSETS[0]} to {OPSETS[-1]} are supported; "
+                "convert it with onnx.version_converter or export it again"
+            )
+        self.model = shape_inference.infer_shapes(with_shape(model, None), data_prop=True)
         self.constants: dict[str, Array] = {
             initializer.name: numpy_helper.to_array(initializer) for initializer in model.graph.initializer
         }
         self.shapes = _static_shapes(self.model)
         self.alias: dict[str, str] = {}
+        self.stored: dict[str, str] = {}  # the graph tensor of a value, where it has another name
         self.last: set[str] = set()
         self.out = Builder()
+        self.refused: list[UnsupportedOp] = []
 
     def read(self) -> Graph:
-        inputs = [value.name for value in self.model.graph.input if value.name not in self.constants]
+        """The graph; nodes in `refused` are left out of it, and then it is not complete."""
+        door = image_input(self.model).name
         outputs = [value.name for value in self.model.graph.output]
-        for name in inputs:
-            self._declare_input(name)
+        self._declare_input(door)
         for position, node in enumerate(self.model.graph.node):
-            self._read_node(node, node.name or f"{node.op_type}_{position}")
+            name = node.name or f"{node.op_type}_{position}"
+            try:
+                self._read_node(node, name)
+            except UnsupportedOp as error:
+                self.refused.append(error)
+                self._stand_in(node)
         results = tuple(self._operand(name, last=False) for name in outputs)
-        graph = Graph(self.out.tensors, tuple(self.out.nodes), tuple(inputs), results)
+        graph = Graph(self.out.tensors, tuple(self.out.nodes), (door,), results)
+        if self.refused:
+            return graph
         graph = graph.without_dead_nodes()
         graph.check()
         return graph
 
+    def _stand_in(self, node: onnx.NodeProto) -> None:
+        """Let reading go on after a node that cannot be converted, as if its results were there."""
+        for value in filter(None, node.output):
+            self._infer(node)
+            self.out.tensors[value] = Tensor(self._shape(value))
+
     def _declare_input(self, name: str) -> None:
         shape = self._shape(name)
-        if len(shape) == 4:
+        if _is_channels_first(self.model, name, len(shape)):
             self.last.add(name)
-            shape = _permuted(shape, channels_last(4))
+            shape = _permuted(shape, channels_last(len(shape)))
         self.out.tensors[name] = Tensor(shape)
 
     def _read_node(self, node: onnx.NodeProto, name: str) -> None:
-        attributes = {a.name: _decoded(onnx.helper.get_attribute_value(a)) for a in node.attribute}
-        if self._fold(node):
+        attributes = _attributes(node)
+        if self._fold(node, attributes):
             return
-        if node.op_type in PASS_THROUGH:
+        if (
+            node.op_type in PASS_THROUGH
+            and attributes.get("to", onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT
+        ):
             self.alias[node.output[0]] = self._resolved(node.input[0])
+            return
+        self._infer(node)
+        if node.op_type == "Transpose" and self._view(node, attributes):
             return
         rule = LOWERINGS.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx"):
-            known = ", ".join(sorted([*LOWERINGS, *PASS_THROUGH]))
             raise UnsupportedOp(
-                f"ONNX node {name!r} ({node.op_type}) cannot be converted; supported are {known}"
+                f"ONNX node {name!r} ({node.op_type}) cannot be converted: no such operator is supported; "
+                f"{REPLACE_OP} (docs/supported_ops.md lists those that are)"
             )
         self._lower(node, name, attributes, rule.layout)
 
-    def _fold(self, node: onnx.NodeProto) -> bool:
+    def _infer(self, node: onnx.NodeProto) -> None:
+        """Shapes of the node's results from what is folded so far, where ONNX's inference found none."""
+        if all(value in self.shapes for value in node.output if value):
+            return
+        operands = [self._resolved(value) for value in node.input]
+        if any(value and value not in self.constants and value not in self.shapes for value in operands):
+            return
+        alone = onnx.NodeProto()
+        alone.CopyFrom(node)
+        alone.input[:] = operands
+        held = [
+            numpy_helper.from_array(self.constants[v], v)
+            for v in dict.fromkeys(operands)
+            if v in self.constants
+        ]
+        doors = [
+            onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, self.shapes[value])
+            for value in dict.fromkeys(operands)
+            if value and value not in self.constants
+        ]
+        results = [onnx.helper.make_value_info(value, onnx.TypeProto()) for value in node.output if value]
+        graph = onnx.helper.make_graph([alone], "alone", doors, results, held)
+        model = onnx.helper.make_model(graph, opset_imports=self.model.opset_import)
+        self.shapes.update(_static_shapes(shape_inference.infer_shapes(model, data_prop=True)))
+
+    def _view(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> bool:
+        """Take a Transpose between channels first and last as another view of its tensor, if it is one."""
+        value, result = self._resolved(node.input[0]), node.output[0]
+        rank = len(self._shape(value))
+        order = tuple(attributes.get("perm", reversed(range(rank))))
+        to_last = channels_last(rank)
+        to_first = tuple(int(axis) for axis in np.argsort(to_last))
+        if rank < 3 or order != (to_last if value in self.last else to_first):
+            return False
+        self.stored[result] = self.stored.get(value, value)
+        if value not in self.last:
+            self.last.add(result)
+        return True
+
+    def _fold(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> bool:
         """Evaluate a node of constants (and Shape of anything static) at once; whether it was one."""
-        if node.op_type == "Shape":
-            self.constants[node.output[0]] = np.array(self._shape(node.input[0]), np.int64)
+        if node.op_type in ("Shape", "Size"):
+            shape = np.array(self._shape(node.input[0]), np.int64)
+            part = shape[slice(attributes.get("start"), attributes.get("end"))]
+            self.constants[node.output[0]] = part if node.op_type == "Shape" else shape.prod()
             return True
         names = [self._resolved(name) for name in node.input if name]
-        if any(name not in self.constants for name in names):
+        if any(name not in self.constants for name in names) or node.domain not in ("", "ai.onnx"):
+            return False
+        if node.op_type in RANDOM:
             return False
         values = {name: self.constants[self._resolved(name)] for name in node.input if name}
         results: Any = ReferenceEvaluator(_single_node_model(node, self.opset)).run(None, values)
-        self.constants.update(zip(node.output, results, strict=True))
+        self.constants.update(zip(node.output, map(np.asarray, results), strict=True))
         return True
 
     def _lower(self, node: onnx.NodeProto, name: str, attributes: dict[str, Any], layout: Layout) -> None:
@@ -129,6 +284,11 @@ class _Reader:
         follows = layout is Layout.FOLLOW
         ranks = [len(self._shape(value)) for value in values if value]
         rank = max(ranks) if follows else ranks[0]
+        if follows and any(len(self._shape(v)) < rank for v in values if v and v not in self.constants):
+            raise UnsupportedOp(
+                f"ONNX node {name!r} ({node.op_type}) cannot be converted: its operands have {ranks} "
+                "dimensions; unsqueeze the computed ones to the same number"
+            )
         constants = tuple(self._constant(value, rank, last and follows) for value in values)
         operands = tuple(self._operand(value, last, rank if follows else 0) for value in values)
         shapes = tuple(self._shape(value) for value in node.output if value)
@@ -146,6 +306,7 @@ class _Reader:
                 for shape, is_last in zip(shapes, results, strict=True)
             ),
             axes=tuple(order.index(axis) for axis in range(rank)),
+            opset=self.opset,
         )
         LOWERINGS[node.op_type].lower(lowered, self.out)
         self.last.update(value for value, is_last in zip(lowered.outputs, results, strict=True) if is_last)
@@ -171,13 +332,13 @@ class _Reader:
         if value in self.constants:
             return self._constant_operand(value, last, rank)
         if len(self._shape(value)) < 3 or (value in self.last) == last:
-            return value
+            return self.stored.get(value, value)
         return self._transposed(value, last)
 
     def _constant_operand(self, value: str, last: bool, rank: int) -> str:
         array = self._constant(value, rank, last and rank > 0)
         assert array is not None
-        if array.dtype == np.float64:
+        if array.dtype in (np.float64, np.float16):
             array = array.astype(np.float32)
         return self.out.constant(value, np.atleast_1d(array)) if rank else value
 
@@ -185,16 +346,17 @@ class _Reader:
         name = f"{value}/{'channels_last' if last else 'channels_first'}"
         if name in self.out.tensors:
             return name
-        shape = self.out.shape(value)
+        source = self.stored.get(value, value)
+        shape = self.out.shape(source)
         order = channels_last(len(shape))
         if not last:
             order = tuple(int(axis) for axis in np.argsort(order))
         target = _permuted(shape, order)
         if _keeps_element_order(shape, order):
             operand = self.out.constant(f"{name}/shape", np.array(target, np.int32))
-            return self.out.emit("RESHAPE", (value, operand), name, target, new_shape=target)
+            return self.out.emit("RESHAPE", (source, operand), name, target, new_shape=target)
         operand = self.out.constant(f"{name}/permutation", np.array(order, np.int32))
-        return self.out.emit("TRANSPOSE", (value, operand), name, target)
+        return self.out.emit("TRANSPOSE", (source, operand), name, target)
 
     def _resolved(self, value: str) -> str:
         while value in self.alias:
@@ -207,7 +369,7 @@ class _Reader:
             return tuple(self.constants[value].shape)
         if value not in self.shapes:
             raise GraphError(
-                f"the shape of {value!r} is not static; export the ONNX model with fixed input sizes"
+                f"the shape of {value!r} is not static; export the model with fixed sizes, or simplify it"
             )
         return self.shapes[value]
 

@@ -24,7 +24,7 @@ from export.integer import (
     requantization_ratio,
     requantized,
 )
-from export.lowerings import same_pads
+from export.lowerings import bilinear_points, nearest_pixels, same_pads
 from pipeline.artifacts import AlpharhoError
 
 Observer = Callable[[str, torch.Tensor], None]
@@ -252,7 +252,74 @@ def _transpose(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tenso
 
 
 def _concatenation(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
-    return torch.cat(operands, dim=attributes["axis"])
+    batch = max(len(operand) for operand in operands)  # a constant part has one row for all images
+    return torch.cat(
+        [operand.expand(batch, *operand.shape[1:]) for operand in operands], dim=attributes["axis"]
+    )
+
+
+def _leaky_relu(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
+    return functional.leaky_relu(operands[0], attributes["alpha"])
+
+
+def _prelu(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
+    x, slopes = operands
+    return torch.where(x >= 0, x, x * slopes)
+
+
+def _resize_bilinear(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
+    x, size = operands
+    for axis, result in zip((1, 2), size.tolist(), strict=True):
+        low, high, part = _between(x.shape[axis], result, attributes)
+        part = part.to(x).reshape([-1 if other == axis else 1 for other in range(4)])
+        below, above = (x.index_select(axis, index.to(x.device)) for index in (low, high))
+        x = below + (above - below) * part
+    return x
+
+
+def _resize_nearest(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
+    x, size = operands
+    for axis, result in zip((1, 2), size.tolist(), strict=True):
+        points = nearest_pixels(
+            x.shape[axis], result, attributes["align_corners"], attributes["half_pixel_centers"]
+        )
+        x = x.index_select(axis, torch.from_numpy(points).long().to(x.device))
+    return x
+
+
+def _between(
+    size: int, result: int, attributes: Mapping[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    points = torch.from_numpy(
+        bilinear_points(size, result, attributes["align_corners"], attributes["half_pixel_centers"])
+    )
+    low = points.floor().long()
+    return low, (low + 1).clamp_(max=size - 1), points - low
+
+
+def _slice(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
+    x, begin, size = operands
+    stops = (begin + size).tolist()
+    return x[(slice(None), *(slice(a, b) for a, b in zip(begin.tolist()[1:], stops[1:], strict=True)))]
+
+
+def _strided_slice(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
+    x, *parts = operands
+    begin, end, step = (part.tolist()[1:] for part in parts)
+    return x[(slice(None), *(slice(*cut) for cut in zip(begin, end, step, strict=True)))]
+
+
+def _transposed_convolution(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
+    x, weights, bias = operands
+    stride, kernel = _pair(attributes, "stride"), weights.shape[1:3]
+    full = functional.conv_transpose2d(
+        x.permute(0, 3, 1, 2), weights.permute(3, 0, 1, 2), bias, stride
+    ).permute(0, 2, 3, 1)
+    if attributes["padding"] == "VALID":
+        return full
+    height, width = x.shape[1] * stride[0], x.shape[2] * stride[1]
+    top, left, _, _ = same_pads((height, width), kernel, stride, (1, 1))
+    return full[:, top : top + height, left : left + width]
 
 
 def _hard_swish(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
@@ -277,6 +344,7 @@ KERNELS: dict[str, Kernel] = {
     "DIV": _binary(torch.div),
     "FULLY_CONNECTED": _fully_connected,
     "HARD_SWISH": _hard_swish,
+    "LEAKY_RELU": _leaky_relu,
     "LOGISTIC": _unary(torch.sigmoid),
     "MAXIMUM": _binary(torch.maximum),
     "MAX_POOL_2D": _max_pool,
@@ -284,18 +352,36 @@ KERNELS: dict[str, Kernel] = {
     "MINIMUM": _binary(torch.minimum),
     "MUL": _binary(torch.mul),
     "PAD": _pad,
+    "PRELU": _prelu,
     "QUANTIZE": _unary(lambda x: x),
     "RELU": _unary(functional.relu),
     "RELU6": _unary(functional.relu6),
     "RESHAPE": _reshape,
+    "RESIZE_BILINEAR": _resize_bilinear,
+    "RESIZE_NEAREST_NEIGHBOR": _resize_nearest,
+    "SLICE": _slice,
     "SOFTMAX": _unary(lambda x: torch.softmax(x, -1)),
+    "STRIDED_SLICE": _strided_slice,
     "SUB": _binary(torch.sub),
+    "TANH": _unary(torch.tanh),
     "TRANSPOSE": _transpose,
+    "TRANSPOSE_CONV": _transposed_convolution,
 }
 
 
 CLAMPS: dict[str, tuple[float, float | None]] = {"RELU": (0.0, None), "RELU6": (0.0, 6.0)}
-SAME_GRID = frozenset({"CONCATENATION", "MAX_POOL_2D", "PAD", "RESHAPE", "TRANSPOSE"})
+SAME_GRID = frozenset(
+    {
+        "CONCATENATION",
+        "MAX_POOL_2D",
+        "PAD",
+        "RESHAPE",
+        "RESIZE_NEAREST_NEIGHBOR",
+        "SLICE",
+        "STRIDED_SLICE",
+        "TRANSPOSE",
+    }
+)
 PRODUCTS = frozenset({"MEAN", "MUL"})  # one float32 ratio, then rounded half to even
 ADDITIONS = {"ADD": 1.0, "SUB": -1.0}  # fixed point
 
@@ -305,7 +391,7 @@ def _activation(node: Node) -> str:
 
 
 def _clamped(values: torch.Tensor, attributes: Mapping[str, Any]) -> torch.Tensor:
-    """The fused activation of `values`, which a kernel has just made: overwritten, for fresh memory is slow."""
+    """The fused activation of `values`, which a kernel has just made and which are overwritten."""
     activation = attributes.get("fused_activation_function", "NONE")
     return values if activation == "NONE" else values.clamp_(*CLAMPS[activation])
 

@@ -32,15 +32,21 @@ DELEGATE_NOTE = b"Created TensorFlow Lite XNNPACK delegate for CPU"
 Normalise = Callable[[Pixels], NDArray[np.float32]]
 
 
-def load_session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU; AlpharhoError if the file cannot be loaded."""
+def load_session(
+    path: Path | bytes,
+    threads: int = 2,
+    level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU for a file or its content; AlpharhoError if it cannot be loaded."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.graph_optimization_level = level
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except (*ORT_ERRORS, RuntimeError, ValueError) as error:
-        raise AlpharhoError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)})") from error
+        name = path if isinstance(path, Path) else "the model"
+        raise AlpharhoError(f"{name}: ONNX Runtime cannot load it ({_first_line(error)})") from error
 
 
 def load_interpreter(path: Path, threads: int = 1) -> Interpreter:
@@ -57,6 +63,18 @@ def load_interpreter(path: Path, threads: int = 1) -> Interpreter:
 def run_onnx(path: Path, images: Reals) -> Logits:
     """First output of a batch-1 .onnx file for float32 NHWC images in the model's own scale."""
     return _run_session(load_session(path), images)
+
+
+def load_plain_session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    """As `load_session`, without rewrites: ONNX Runtime 1.31 folds a zero Pad wrongly into a MaxPool."""
+    return load_session(model, level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+
+
+def run_onnx_as_it_is(model: Path | bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """First output of a batch-1 ONNX model for float32 inputs [N, ...] in its own layout and scale."""
+    session = load_plain_session(model)
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
 
 
 def run_tflite(path: Path, images: Reals) -> Logits:

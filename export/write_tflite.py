@@ -8,7 +8,7 @@ file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flatbuffers
@@ -41,6 +41,7 @@ OP_FORMATS = {
     "DIV":                     OpFormat("DivOptions"),
     "FULLY_CONNECTED":         OpFormat("FullyConnectedOptions", int8_version=4),
     "HARD_SWISH":              OpFormat("HardSwishOptions", int8_version=1),
+    "LEAKY_RELU":              OpFormat("LeakyReluOptions"),
     "LOGISTIC":                OpFormat(None),
     "MAXIMUM":                 OpFormat("MaximumMinimumOptions"),
     "MAX_POOL_2D":             OpFormat("Pool2DOptions"),
@@ -48,13 +49,20 @@ OP_FORMATS = {
     "MINIMUM":                 OpFormat("MaximumMinimumOptions"),
     "MUL":                     OpFormat("MulOptions"),
     "PAD":                     OpFormat("PadOptions"),
+    "PRELU":                   OpFormat(None, int8_version=1),
     "QUANTIZE":                OpFormat("QuantizeOptions"),
     "RELU":                    OpFormat(None),
     "RELU6":                   OpFormat(None),
     "RESHAPE":                 OpFormat("ReshapeOptions", int8_version=1),
+    "RESIZE_BILINEAR":         OpFormat("ResizeBilinearOptions"),
+    "RESIZE_NEAREST_NEIGHBOR": OpFormat("ResizeNearestNeighborOptions"),
+    "SLICE":                   OpFormat("SliceOptions"),
     "SOFTMAX":                 OpFormat("SoftmaxOptions"),
+    "STRIDED_SLICE":           OpFormat("StridedSliceOptions"),
     "SUB":                     OpFormat("SubOptions"),
+    "TANH":                    OpFormat(None),
     "TRANSPOSE":               OpFormat("TransposeOptions"),
+    "TRANSPOSE_CONV":          OpFormat("TransposeConvOptions", float_version=3, int8_version=3),
 }
 # fmt: on
 
@@ -90,6 +98,7 @@ def write_tflite(
 ) -> bytes:
     """Bytes of the .tflite file of `graph`, with a `serving_default` signature and metadata buffers."""
     graph.check()
+    graph = _with_output_shapes(graph)
     buffers: list[Any] = [schema.BufferT()]  # buffer 0 is empty by convention
     index = {name: position for position, name in enumerate(graph.tensors)}
     model = schema.ModelT()
@@ -120,10 +129,34 @@ def op_version(node: Node, graph: Graph) -> int:
         return {np.dtype(np.float16): 3, np.dtype(np.uint8): 1}.get(dtypes[0], 2)
     if node.op == "QUANTIZE":
         return 2 if dtypes[0] in EIGHT_BIT else 1
+    if node.op == "FULLY_CONNECTED" and node.attributes.get("keep_num_dims", False):
+        return 5
+    if node.op == "TRANSPOSE_CONV" and node.attributes["fused_activation_function"] != "NONE":
+        return 4
+    if node.op.startswith("RESIZE_") and node.attributes["half_pixel_centers"]:
+        return 3
     if any(dtype in EIGHT_BIT for dtype in dtypes):
         return form.int8_version
     dilated = any(node.attributes.get(f"dilation_{side}_factor", 1) != 1 for side in "hw")
     return 2 if node.op in ("CONV_2D", "DEPTHWISE_CONV_2D") and dilated else form.float_version
+
+
+def _with_output_shapes(graph: Graph) -> Graph:
+    """TFLite stores a transposed convolution as (output shape, weights, input, bias)."""
+    shapes = {
+        f"{node.output}/output_shape": Tensor.constant(np.array(graph.tensors[node.output].shape, np.int32))
+        for node in graph.nodes
+        if node.op == "TRANSPOSE_CONV"
+    }
+    if not shapes:
+        return graph
+    nodes = [
+        replace(node, inputs=(f"{node.output}/output_shape", node.inputs[1], node.inputs[0], node.inputs[2]))
+        if node.op == "TRANSPOSE_CONV"
+        else node
+        for node in graph.nodes
+    ]
+    return graph.with_nodes(nodes, shapes)
 
 
 def _tensor(name: str, tensor: Tensor, buffers: list[Any]) -> Any:

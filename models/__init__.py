@@ -1,6 +1,7 @@
 """What the network is: one file per paper, its tables row for row."""
 
 from models.blocks import PADDINGS, MobileNet, Network
+from models.deploy import deployed
 from models.registry import MAX_ALPHA, MODELS, build, check_resolution, network
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "Network",
     "build",
     "check_resolution",
+    "deployed",
     "network",
 ]

@@ -11,12 +11,15 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Callable[[], nn.Module]
+Sides = int | tuple[int, int]
+"""Kernel or stride: of both sides, or (height, width)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,16 @@ class BottleneckRow:
     stride: int
 
 
-Row = ConvRow | SeparableRow | BottleneckRow
+class Row(Protocol):
+    """What every row of a table has; BLOCKS says which module its type becomes."""
+
+    @property
+    def channels(self) -> int:
+        """Width of the row's output."""
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per output pixel, along one side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +78,20 @@ class HiddenLayer:
     act: Activation
 
 
+class Head(Protocol):
+    """A hidden layer between pooling and the logits; CLASSIFIERS says what its type becomes."""
+
+    @property
+    def channels(self) -> int:
+        """Width of the hidden layer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """One network at one alpha: every channel count is final, the resolution is not part of it."""
 
     rows: tuple[Row, ...]
-    hidden: HiddenLayer | None
+    hidden: Head | None
     dropout: float
     norm_eps: float
     norm_momentum: float
@@ -86,6 +106,11 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     """Nearest multiple of `divisor`, at least one, never more than 10 % down, as the authors' code."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
+def both_sides(sides: Sides) -> tuple[int, int]:
+    """(height, width) of a kernel or stride."""
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -112,9 +137,10 @@ class SameConv2d(nn.Conv2d):
 class SymmetricConv2d(nn.Conv2d):
     """Convolution padded by `kernel // 2` on every side, as torchvision's; output sizes as SAME."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, groups: int, bias: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: Sides, stride: Sides, groups: int, bias: bool) -> None:
         """Args as nn.Conv2d; the padding follows from the kernel."""
-        super().__init__(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=bias)
+        height, width = both_sides(kernel)
+        super().__init__(c_in, c_out, kernel, stride, (height // 2, width // 2), groups=groups, bias=bias)
 
 
 PADDINGS: dict[str, type[nn.Conv2d]] = {"tf": SameConv2d, "torch": SymmetricConv2d}
@@ -136,14 +162,17 @@ class Layers:
 class ConvNormAct(nn.Sequential):
     """`conv`, `norm` and, unless the block is linear, `act`. NCHW."""
 
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
     def __init__(
         self,
         layers: Layers,
         c_in: int,
         c_out: int,
         *,
-        kernel: int = 1,
-        stride: int = 1,
+        kernel: Sides = 1,
+        stride: Sides = 1,
         groups: int = 1,
         act: Activation | None = None,
     ) -> None:
@@ -220,7 +249,7 @@ def has_expansion(c_in: int, row: BottleneckRow) -> bool:
     return row.expanded != c_in
 
 
-def has_shortcut(c_in: int, row: BottleneckRow) -> bool:
+def has_shortcut(c_in: int, row: Row) -> bool:
     """Whether the block adds its input to its output: stride 1 and equal widths (V2 section 3.3)."""
     return row.stride == 1 and row.channels == c_in
 
@@ -229,11 +258,12 @@ def _conv(layers: Layers, c_in: int, row: ConvRow) -> nn.Module:
     return ConvNormAct(layers, c_in, row.channels, kernel=row.kernel, stride=row.stride, act=row.act)
 
 
-_BLOCKS: dict[type, Callable[..., nn.Module]] = {
+BLOCKS: dict[type, Callable[..., nn.Module]] = {
     ConvRow: _conv,
     SeparableRow: DepthwiseSeparable,
     BottleneckRow: InvertedResidual,
 }
+"""Type of row to the maker of its module, called with (layers, c_in, row); a paper's file may add its own."""
 
 
 class MobileNet(nn.Module):
@@ -245,11 +275,12 @@ class MobileNet(nn.Module):
         layers = Layers(PADDINGS[padding], network.norm_eps, network.norm_momentum)
         channels, blocks = 3, []
         for row in network.rows:
-            blocks.append(_BLOCKS[type(row)](layers, channels, row))
+            blocks.append(BLOCKS[type(row)](layers, channels, row))
             channels = row.channels
         self.padding = padding
         self.features = nn.Sequential(*blocks)
-        self.classifier = _classifier(channels, network.hidden, num_classes, dropout)
+        head = CLASSIFIERS[type(network.hidden)]
+        self.classifier = head(layers, channels, network.hidden, num_classes, dropout)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -258,12 +289,21 @@ class MobileNet(nn.Module):
         return logits
 
 
-def _classifier(c_in: int, hidden: HiddenLayer | None, num_classes: int, dropout: float) -> nn.Sequential:
-    """Positions are those of torchvision: V2 `1`, V3 `0` and `3` hold the weights."""
-    if hidden is None:
-        return nn.Sequential(nn.Dropout(dropout), nn.Linear(c_in, num_classes))
+def _plain(layers: Layers, c_in: int, hidden: None, num_classes: int, dropout: float) -> nn.Sequential:
+    """`1` holds the weights, as in torchvision's V2."""
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(c_in, num_classes))
+
+
+def _with_hidden(
+    layers: Layers, c_in: int, hidden: HiddenLayer, num_classes: int, dropout: float
+) -> nn.Sequential:
+    """`0` and `3` hold the weights, as in torchvision's V3."""
     widen, logits = nn.Linear(c_in, hidden.channels), nn.Linear(hidden.channels, num_classes)
     return nn.Sequential(widen, hidden.act(), nn.Dropout(dropout), logits)
+
+
+CLASSIFIERS: dict[type, Callable[..., nn.Sequential]] = {type(None): _plain, HiddenLayer: _with_hidden}
+"""Type of hidden layer to the maker of the classifier; a paper's file may add its own."""
 
 
 @torch.no_grad()

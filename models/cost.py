@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -18,12 +19,15 @@ from models.blocks import (
     Activation,
     BottleneckRow,
     ConvRow,
+    HiddenLayer,
     Network,
-    Row,
     SeparableRow,
+    Sides,
+    both_sides,
     has_expansion,
     has_shortcut,
 )
+from models.micronet_blocks import LastRow, LiteRow, MicroStem, NormedHidden, Place, RegularRow, ShiftMax
 from models.registry import check_resolution, network
 from pipeline.artifacts import AlpharhoError
 
@@ -35,12 +39,18 @@ LAW_TERMS: dict[str, str] = {
     "depthwise": "linear",
     "pointwise": "quadratic",
     "squeeze_excite": "constant",
+    "shift_max": "constant",
     "classifier": "constant",
 }
 """Kind of layer to its term of T = c0 + c1 alpha rho^2 + c2 alpha^2 rho^2.
 
 `linear` grows with alpha rho^2, `quadratic` with alpha^2 rho^2 (V1 equation 7); `constant` is free of rho.
+MicroNet's group convolutions are called `quadratic` although they grow with about alpha^1.5.
 """
+
+
+ONE_PIXEL = frozenset({"squeeze_excite", "shift_max"})
+"""Kinds of layers that see the channels' means and leave the feature map's shape alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +61,12 @@ class LayerCost:
     kind: str
     in_shape: Shape
     out_shape: Shape
-    kernel: int
-    stride: int
+    kernel: Sides
+    stride: Sides
     macs: int
     weight_params: int  # weights, and bias where there is one
     norm_params: int  # scale and shift of the batch norm that follows, 0 for none
+    multiplies: int = 0  # of feature maps by the coefficients that this layer computes; not Mult-Adds
 
     @property
     def params(self) -> int:
@@ -84,6 +95,11 @@ class Cost:
         """Parameters once the batch norms are dropped: the count of the authors' V2 table."""
         return sum(layer.weight_params for layer in self.layers)
 
+    @property
+    def multiplies(self) -> int:
+        """Multiplications of feature maps by computed coefficients; MicroNet's paper adds them to `macs`."""
+        return sum(layer.multiplies for layer in self.layers)
+
     def macs_by_kind(self) -> dict[str, int]:
         """Mult-Adds of every kind in LAW_TERMS."""
         totals = Counter({layer.kind: 0 for layer in self.layers})
@@ -104,7 +120,8 @@ class OpCounts:
     """How many of each operation an exported network has, for an op budget.
 
     Each squeeze-and-excite is a mean, two 1x1 convolutions, a ReLU, a hard-sigmoid and a multiplication; none
-    of them is in the other counts.
+    of them is in the other counts. Nor is what a Dynamic Shift-Max consists of. A convolution in groups that
+    is not depthwise is among the dense ones, which `models.deploy` makes of it.
     """
 
     dense_convs: int
@@ -113,6 +130,7 @@ class OpCounts:
     squeeze_excites: int
     hard_swishes: int
     fully_connected: int
+    shift_maxes: int
 
 
 def cost_of(name: str, alpha: float = 1.0, resolution: int = 224, num_classes: int = 1000) -> Cost:
@@ -123,7 +141,12 @@ def cost_of(name: str, alpha: float = 1.0, resolution: int = 224, num_classes: i
     check_resolution(name, resolution)
     if num_classes < 1:
         raise AlpharhoError(f"num_classes is {num_classes}; a classifier needs at least 1")
-    return Cost(tuple(_layers(network(name, alpha), resolution, num_classes)))
+    return network_cost(network(name, alpha), resolution, num_classes)
+
+
+def network_cost(net: Network, resolution: int = 224, num_classes: int = 1000) -> Cost:
+    """Cost of a network that need not have a name, on one `resolution` x `resolution` image."""
+    return Cost(tuple(_layers(net, resolution, num_classes)))
 
 
 def op_counts(name: str, alpha: float = 1.0) -> OpCounts:
@@ -131,7 +154,9 @@ def op_counts(name: str, alpha: float = 1.0) -> OpCounts:
     net = network(name, alpha)
     kinds = Counter(layer.kind for layer in _layers(net, net.total_stride, 1))
     blocks = list(zip(_input_channels(net), net.rows, strict=True))
-    shortcuts = [isinstance(row, BottleneckRow) and has_shortcut(c_in, row) for c_in, row in blocks]
+    shortcuts = [
+        isinstance(row, BottleneckRow | RegularRow) and has_shortcut(c_in, row) for c_in, row in blocks
+    ]
     return OpCounts(
         dense_convs=kinds["stem"] + kinds["pointwise"],
         depthwise_convs=kinds["depthwise"],
@@ -139,7 +164,53 @@ def op_counts(name: str, alpha: float = 1.0) -> OpCounts:
         squeeze_excites=kinds["squeeze_excite"] // 2,
         hard_swishes=sum(act is nn.Hardswish for act in _activations(net)),
         fully_connected=kinds["classifier"],
+        shift_maxes=kinds["shift_max"] // 2,
     )
+
+
+def deployed_ops(name: str, alpha: float = 1.0) -> dict[str, int]:
+    """What an exported network has beside its `op_counts`, by TFLite's names; nothing but for a MicroNet.
+
+    Each Dynamic Shift-Max has a mean, a generator of KJ + 1 convolutions, KJ depthwise ones that scale its
+    coefficients, and the sums of equation 4, whose maximum adds a rectified difference. A depthwise
+    convolution with several filters per channel is a dense one. AlpharhoError as `cost_of`.
+    """
+    net = network(name, alpha)
+    ops = Counter[str]()
+    for place in _shift_maxes(net):
+        terms, shifts = place.sums * place.copies, place.copies - 1
+        ops.update(CONV_2D=1 + terms, DEPTHWISE_CONV_2D=terms, MEAN=1, MUL=terms)
+        ops.update(ADD=place.sums * shifts + place.sums - 1, SUB=(place.sums - 1) * place.copies)
+        ops.update(SLICE=2 * shifts, CONCATENATION=shifts)
+    for row in net.rows:
+        ops.update(_made_dense(row))
+    for row, following in pairwise(net.rows):
+        if isinstance(following, LiteRow) and isinstance(following.wide, ShiftMax):
+            ops.update(_copied(row))
+    return {op: count for op, count in ops.items() if count}
+
+
+def _made_dense(row: object) -> dict[str, int]:
+    """The lite rows' depthwise convolutions: where a shift rotates, all filters are in the first one."""
+    if not isinstance(row, LiteRow):
+        return {}
+    rotates = isinstance(row.wide, ShiftMax) and row.wide.copies == 2
+    dense = 1 if rotates else sum(filters > 1 for filters in row.factors)
+    return {"CONV_2D": dense, "DEPTHWISE_CONV_2D": -dense}
+
+
+def _copied(row: object) -> dict[str, int]:
+    """A second squeeze instead of a rotation, where the next row needs the trained order of channels."""
+    if not isinstance(row, LiteRow) or not isinstance(row.narrow, ShiftMax) or row.narrow.copies < 2:
+        return {}
+    return {"CONV_2D": 1, "SLICE": -2, "CONCATENATION": -1}
+
+
+def _shift_maxes(net: Network) -> Iterator[ShiftMax]:
+    """Every Dynamic Shift-Max in order."""
+    for row in net.rows:
+        places = (getattr(row, field, None) for field in ("first", "wide", "narrow", "act"))
+        yield from (place for place in places if isinstance(place, ShiftMax))
 
 
 def _layers(net: Network, resolution: int, num_classes: int) -> Iterator[LayerCost]:
@@ -147,12 +218,31 @@ def _layers(net: Network, resolution: int, num_classes: int) -> Iterator[LayerCo
     for i, row in enumerate(net.rows):
         for layer in _ROW_LAYERS[type(row)](f"features.{i}", shape, row):
             yield layer
-            shape = layer.out_shape if layer.kind != "squeeze_excite" else shape
-    if net.hidden is None:
-        yield _linear("classifier.1", shape[0], num_classes)
-        return
-    yield _linear("classifier.0", shape[0], net.hidden.channels)
-    yield _linear("classifier.3", net.hidden.channels, num_classes)
+            shape = layer.out_shape if layer.kind not in ONE_PIXEL else shape
+    yield from _HEAD_LAYERS[type(net.hidden)](shape[0], net.hidden, num_classes)
+
+
+def _plain_head(c_in: int, hidden: None, num_classes: int) -> Iterator[LayerCost]:
+    yield _linear("classifier.1", c_in, num_classes)
+
+
+def _hidden_head(c_in: int, hidden: HiddenLayer, num_classes: int) -> Iterator[LayerCost]:
+    yield _linear("classifier.0", c_in, hidden.channels)
+    yield _linear("classifier.3", hidden.channels, num_classes)
+
+
+def _normed_head(c_in: int, hidden: NormedHidden, num_classes: int) -> Iterator[LayerCost]:
+    widen = _linear("classifier.1", c_in, hidden.channels)
+    logits = _linear("classifier.5", hidden.channels, num_classes)
+    for layer in (widen, logits):
+        yield replace(layer, norm_params=2 * layer.out_shape[0])
+
+
+_HEAD_LAYERS: dict[type, Callable[[int, Any, int], Iterator[LayerCost]]] = {
+    type(None): _plain_head,
+    HiddenLayer: _hidden_head,
+    NormedHidden: _normed_head,
+}
 
 
 def _conv_row(path: str, shape: Shape, row: ConvRow) -> Iterator[LayerCost]:
@@ -179,18 +269,122 @@ def _bottleneck_row(path: str, shape: Shape, row: BottleneckRow) -> Iterator[Lay
     yield _conv(f"{path}.project.conv", "pointwise", depthwise.out_shape, row.channels)
 
 
+def _micro_stem(path: str, shape: Shape, row: MicroStem) -> Iterator[LayerCost]:
+    kernel, stride = row.kernel, row.stride
+    vertical = _conv(
+        f"{path}.vertical.conv", "stem", shape, row.inner, kernel=(kernel, 1), stride=(stride, 1)
+    )
+    yield vertical
+    yield _grouped(
+        f"{path}.horizontal.conv",
+        "stem",
+        vertical.out_shape,
+        row.channels,
+        kernel=(1, kernel),
+        stride=(1, stride),
+        groups=row.inner,
+    )
+
+
+def _lite_row(path: str, shape: Shape, row: LiteRow) -> Iterator[LayerCost]:
+    yield from (pair := _depthwise_pair(path, shape, row.kernel, row.stride, row.factors))
+    shape = pair[-1].out_shape
+    yield from _place(f"{path}.wide", shape, row.wide)
+    squeeze = _grouped(f"{path}.squeeze.conv", "pointwise", shape, row.channels, groups=row.squeeze_groups)
+    yield squeeze
+    yield from _place(f"{path}.narrow", squeeze.out_shape, row.narrow)
+
+
+def _regular_row(path: str, shape: Shape, row: RegularRow) -> Iterator[LayerCost]:
+    expand = _grouped(f"{path}.expand.conv", "pointwise", shape, row.expanded, groups=row.expand_groups)
+    yield expand
+    shape = expand.out_shape
+    yield from _place(f"{path}.first", shape, row.first)
+    depthwise = (
+        _depthwise_pair(path, shape, row.kernel, row.stride, (1, 1))
+        if row.factorised
+        else (_depthwise(f"{path}.depthwise.conv", shape, row.kernel, row.stride),)
+    )
+    yield from depthwise
+    shape = depthwise[-1].out_shape
+    yield from _place(f"{path}.wide", shape, row.wide)
+    squeeze = _grouped(f"{path}.squeeze.conv", "pointwise", shape, row.channels, groups=row.squeeze_groups)
+    yield squeeze
+    yield from _place(f"{path}.narrow", squeeze.out_shape, row.narrow)
+
+
+def _last_row(path: str, shape: Shape, row: LastRow) -> Iterator[LayerCost]:
+    expand = _grouped(f"{path}.expand.conv", "pointwise", shape, row.channels, groups=row.groups)
+    yield expand
+    yield from _place(f"{path}.act", expand.out_shape, row.act)
+
+
+def _depthwise_pair(
+    path: str, shape: Shape, kernel: int, stride: int, factors: tuple[int, int]
+) -> tuple[LayerCost, LayerCost]:
+    vertical = _grouped(
+        f"{path}.depthwise.vertical.conv",
+        "depthwise",
+        shape,
+        shape[0] * factors[0],
+        kernel=(kernel, 1),
+        stride=(stride, 1),
+        groups=shape[0],
+    )
+    middle = vertical.out_shape
+    horizontal = _grouped(
+        f"{path}.depthwise.horizontal.conv",
+        "depthwise",
+        middle,
+        middle[0] * factors[1],
+        kernel=(1, kernel),
+        stride=(1, stride),
+        groups=middle[0],
+    )
+    return vertical, horizontal
+
+
+def _place(path: str, shape: Shape, place: Place) -> Iterator[LayerCost]:
+    """The coefficient generator of Dynamic Shift-Max, and the multiplications by its coefficients."""
+    if not isinstance(place, ShiftMax):
+        return
+    coefficients = place.sums * place.copies
+    yield _pixel(f"{path}.reduce", "shift_max", shape[0], place.squeezed)
+    expand = _pixel(f"{path}.expand", "shift_max", place.squeezed, coefficients * shape[0])
+    yield replace(expand, multiplies=coefficients * math.prod(shape))
+
+
 _ROW_LAYERS: dict[type, Callable[[str, Shape, Any], Iterator[LayerCost]]] = {
     ConvRow: _conv_row,
     SeparableRow: _separable_row,
     BottleneckRow: _bottleneck_row,
+    MicroStem: _micro_stem,
+    LiteRow: _lite_row,
+    RegularRow: _regular_row,
+    LastRow: _last_row,
 }
 
 
 def _conv(
-    name: str, kind: str, shape: Shape, channels: int, *, kernel: int = 1, stride: int = 1
+    name: str, kind: str, shape: Shape, channels: int, *, kernel: Sides = 1, stride: Sides = 1
 ) -> LayerCost:
     """Dense convolution with batch norm: D_K^2 M N mult-adds per output pixel (V1 equation 2)."""
-    return _normed(name, kind, shape, channels, kernel, stride, kernel**2 * shape[0] * channels)
+    return _grouped(name, kind, shape, channels, kernel=kernel, stride=stride, groups=1)
+
+
+def _grouped(
+    name: str,
+    kind: str,
+    shape: Shape,
+    channels: int,
+    *,
+    kernel: Sides = 1,
+    stride: Sides = 1,
+    groups: int,
+) -> LayerCost:
+    """Convolution in groups, with batch norm: every output sees M / G inputs."""
+    weights = math.prod(both_sides(kernel)) * shape[0] * channels // groups
+    return _normed(name, kind, shape, channels, kernel, stride, weights)
 
 
 def _depthwise(name: str, shape: Shape, kernel: int, stride: int) -> LayerCost:
@@ -199,9 +393,9 @@ def _depthwise(name: str, shape: Shape, kernel: int, stride: int) -> LayerCost:
 
 
 def _normed(
-    name: str, kind: str, shape: Shape, channels: int, kernel: int, stride: int, weights: int
+    name: str, kind: str, shape: Shape, channels: int, kernel: Sides, stride: Sides, weights: int
 ) -> LayerCost:
-    height, width = (math.ceil(size / stride) for size in shape[1:])
+    height, width = (math.ceil(size / step) for size, step in zip(shape[1:], both_sides(stride), strict=True))
     return LayerCost(
         name=name,
         kind=kind,
@@ -245,12 +439,15 @@ def _input_channels(net: Network) -> Iterator[int]:
 
 def _activations(net: Network) -> Iterator[Activation]:
     for c_in, row in zip(_input_channels(net), net.rows, strict=True):
-        yield from [row.act] * _activations_of(c_in, row)
-    if net.hidden is not None:
+        if isinstance(row, ConvRow | SeparableRow | BottleneckRow):
+            yield from [row.act] * _activations_of(c_in, row)
+    if isinstance(net.hidden, HiddenLayer):
         yield net.hidden.act
+    if isinstance(net.hidden, NormedHidden):
+        yield from [nn.Hardswish] * 3
 
 
-def _activations_of(c_in: int, row: Row) -> int:
+def _activations_of(c_in: int, row: ConvRow | SeparableRow | BottleneckRow) -> int:
     if isinstance(row, BottleneckRow):
         return 1 + has_expansion(c_in, row)
     return 2 if isinstance(row, SeparableRow) else 1

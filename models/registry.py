@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from models import mobilenet_v1, mobilenet_v2, mobilenet_v3
+from models import micronet, mobilenet_v1, mobilenet_v2, mobilenet_v3
 from models.blocks import PADDINGS, MobileNet, Network
 from pipeline.artifacts import AlpharhoError
 
@@ -22,6 +22,10 @@ MODELS: dict[str, Callable[[float], Network]] = {
     "v3_large_minimalistic": partial(
         mobilenet_v3.network, table=mobilenet_v3.minimalistic(mobilenet_v3.LARGE)
     ),
+    "micronet_m0": partial(micronet.network, table=micronet.M0),
+    "micronet_m1": partial(micronet.network, table=micronet.M1),
+    "micronet_m2": partial(micronet.network, table=micronet.M2),
+    "micronet_m3": partial(micronet.network, table=micronet.M3),
 }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from device_bench.curves import Curve, Fit, Unit, fit, points_needed
 from models.registry import MODELS
-from pipeline import manifest
 from pipeline.artifacts import CheckError, UsageError
 from pipeline.manifest import Manifest
 from pipeline.results import (
@@ -20,6 +19,7 @@ from pipeline.results import (
     curves_of,
     key_of,
     load_results,
+    manifests_in,
     point_of,
     shown,
     size_of,
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = load_results(arguments.build, arguments.device)
     unit = _checked_unit(results, arguments)
     laws, notes = _laws(results)
-    exported = _exported(arguments.build)
+    exported = manifests_in(arguments.build)
     candidates = [*_measured(results), *_predicted(results, laws, exported)]
     wanted = [candidate for candidate in candidates if _is_wanted(candidate, arguments)]
     fitting = ranked([candidate for candidate in wanted if _fits(candidate, arguments)])
@@ -132,10 +132,6 @@ def _laws(results: Sequence[Result]) -> tuple[dict[CurveKey, Law], list[str]]:
         if key not in laws
     ]
     return laws, notes
-
-
-def _exported(build: Path) -> tuple[Manifest, ...]:
-    return tuple(manifest.load(path) for path in sorted(build.glob(f"*/{manifest.FILE_NAME}")))
 
 
 def _measured(results: Sequence[Result]) -> Iterator[Candidate]:

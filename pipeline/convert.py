@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from device_bench.records import to_plain, write_json
 from export.check import Parity, audit_delegate, check_parity, parity
 from export.graph import Graph
+from export.head import HEADS, has_softmax, with_head
+from export.metadata import LABELS_FILE, Metadata, entries, with_labels
 from export.passes import FLOAT_PASSES, run_passes
-from export.read_onnx import input_shape, load_onnx, read_onnx
-from export.runtime import run_onnx, run_tflite
+from export.read_onnx import input_order, input_shape, load_onnx, read_onnx, refusals, with_shape
+from export.runtime import run_onnx_as_it_is, run_tflite
 from export.write_tflite import write_tflite
 from pipeline import data
-from pipeline.artifacts import AlpharhoError, UsageError, locked, sha256_of, write_bytes
-from pipeline.manifest import Artifact, Conversion
+from pipeline.artifacts import AlpharhoError, UsageError, locked, sha256_of, write_bytes, write_text
+from pipeline.manifest import FILE_NAME, Artifact, Conversion
 from quantize.float16 import FLOAT16_METADATA, to_float16
 from quantize.int8 import IO_TYPES, Io
 from quantize.recipes import RECIPES, Recipe, quantize
@@ -47,13 +49,21 @@ class Calibration:
         return sum(len(batch) for batch in self.batches)
 
 
-def convert_graph(precision: str, graph: Graph, calibration: Calibration) -> tuple[Graph, bytes]:
-    """The float graph in one of PRECISIONS, and the bytes of its .tflite file."""
+def convert_graph(
+    precision: str, graph: Graph, calibration: Calibration, about: Metadata | None = None
+) -> tuple[Graph, bytes]:
+    """The float graph in one of PRECISIONS, and the bytes of its .tflite file with what it says of itself."""
     if precision == "int8":
         graph = quantize(graph, calibration.batches, calibration.recipe, calibration.io).graph
     if precision == "float16":
         graph = to_float16(graph)
-    return graph, write_tflite(graph, FLOAT16_METADATA if precision == "float16" else None)
+    buffers = dict(FLOAT16_METADATA) if precision == "float16" else {}
+    if about is None:
+        return graph, write_tflite(graph, buffers)
+    content = write_tflite(
+        graph, {**buffers, **entries(about, graph.inputs[0], graph.outputs[0])}, about.name
+    )
+    return graph, with_labels(content, about.labels)
 
 
 def load_graph(path: Path) -> Graph:
@@ -66,41 +76,99 @@ def batched(images: Images) -> list[Images]:
     return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
 
 
-def convert(source: Path, out: Path, calibration: Calibration, say: Callable[[str], None]) -> Conversion:
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A third party's ONNX model, fixed to one input shape, and its float graph.
+
+    `order` is the permutation from the ONNX input's axes to the graph's.
+    """
+
+    source: Path
+    content: bytes
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    graph: Graph
+    ends_in_softmax: bool
+
+
+def open_foreign(source: Path, shape: Sequence[int] | None = None, head: str | None = None) -> Foreign:
+    """Read an ONNX file, fix its input to `shape`, rewrite it; AlpharhoError for what cannot be converted."""
+    model = with_shape(load_onnx(source), shape)
+    if refused := refusals(model):
+        more = f" (and {len(refused) - 1} more; list all with --explain)" if len(refused) > 1 else ""
+        raise AlpharhoError(f"{source}: {refused[0]}{more}")
+    graph = run_passes(read_onnx(model), FLOAT_PASSES)
+    if len(graph.outputs) != 1:
+        raise AlpharhoError(
+            f"{source}: has {len(graph.outputs)} outputs ({', '.join(graph.outputs)}), one is supported; "
+            "cut the others off, for example with onnx.utils.extract_model"
+        )
+    return Foreign(
+        source=source,
+        content=model.SerializeToString(),
+        shape=input_shape(model),
+        order=input_order(model),
+        graph=with_head(graph, head),
+        ends_in_softmax=has_softmax(graph),
+    )
+
+
+def convert(
+    foreign: Foreign, out: Path, calibration: Calibration, about: Metadata, say: Callable[[str], None]
+) -> Conversion:
     """Write three files and a manifest into `out`; CheckError where float32 is not ONNX Runtime's result."""
-    say(f"{source}: reading")
-    graph = load_graph(source)
     images = np.concatenate(calibration.batches)[:VERIFIED_IMAGES]
-    reference = run_onnx(source, images)
+    say(f"{foreign.source}: running {len(images)} calibration inputs in ONNX Runtime")
+    as_onnx = np.ascontiguousarray(images.transpose([0, *np.argsort(foreign.order)[1:]]))
+    reference = _with_head_of(foreign, run_onnx_as_it_is(foreign.content, as_onnx))
     artifacts, parities, audits = {}, {}, {}
     with locked(out):
+        (out / FILE_NAME).unlink(missing_ok=True)  # it speaks of files that are about to be replaced
+        if about.labels:
+            write_text(out / LABELS_FILE, "".join(f"{label}\n" for label in about.labels))
         for precision in PRECISIONS:
             say(f"{precision}.tflite: converting and checking")
             path, started = out / f"{precision}.tflite", time.perf_counter()
-            write_bytes(path, convert_graph(precision, graph, calibration)[1])
+            write_bytes(path, convert_graph(precision, foreign.graph, calibration, about)[1])
             artifacts[precision] = Artifact.of(path, started)
             audits[precision] = audit_delegate(path)
-            parities[precision] = parity(run_tflite(path, images), reference)
-        check_parity(parities["float32"], f"{out / 'float32.tflite'} against ONNX Runtime")
+            parities[precision] = parity(_as_reference(foreign, run_tflite(path, images)), reference)
+            if precision == "float32":
+                check_parity(parities[precision], f"{path} against ONNX Runtime")
         finished = Conversion(
-            source=source.name,
-            source_sha256=sha256_of(source),
+            source=foreign.source.name,
+            source_sha256=sha256_of(foreign.source),
             recipe=calibration.recipe.name,
             calibration_images=calibration.images,
             artifacts=artifacts,
             parity=parities,
             delegate=audits,
         )
-        write_json(out / "manifest.json", {"schema": 1, **to_plain(finished)})
+        write_json(out / FILE_NAME, {"schema": 1, **to_plain(finished)})
     return finished
 
 
-def load_calibration(source: Path, shape: Sequence[int], mean: float, std: float) -> Images:
-    """Images for calibration, float32 NHWC.
+def _with_head_of(foreign: Foreign, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """ONNX Runtime's result as the files give it: with a softmax where one was added."""
+    return softmax(values) if has_softmax(foreign.graph) and not foreign.ends_in_softmax else values
 
-    `source` is an .npy array in the ONNX input's own layout and values [N, C, H, W], or a folder of pictures,
-    which are shown as (pixel - mean) / std. `shape` is the ONNX input's, [1, C, H, W]. AlpharhoError for what
-    does not fit.
+
+def _as_reference(foreign: Foreign, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A file's result as ONNX Runtime gives it: with a softmax where one was taken off."""
+    return softmax(values) if foreign.ends_in_softmax and not has_softmax(foreign.graph) else values
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities over the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)
+
+
+def load_calibration(source: Path, shape: Sequence[int], mean: float, std: float) -> NDArray[np.float32]:
+    """Inputs for calibration, float32 [N, ...] in the ONNX input's own layout.
+
+    `source` is an .npy array in that layout and in the model's own values, or a folder of pictures, which are
+    shown as (pixel - mean) / std. `shape` is the ONNX input's, [1, ...]. AlpharhoError for what does not fit.
     """
     if source.is_dir():
         return _pictures(source, shape, mean, std)
@@ -112,15 +180,22 @@ def load_calibration(source: Path, shape: Sequence[int], mean: float, std: float
         array = np.load(source, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise AlpharhoError(f"{source}: not a readable .npy array of numbers ({error})") from error
-    if array.ndim != 4 or array.shape[1:] != tuple(shape[1:]) or not len(array):
+    if array.ndim != len(shape) or array.shape[1:] != tuple(shape[1:]) or not len(array):
         raise AlpharhoError(
             f"{source}: has shape {list(array.shape)}, the model takes [N, {', '.join(map(str, shape[1:]))}]"
         )
-    return np.ascontiguousarray(array[:CALIBRATION_IMAGES].transpose(0, 2, 3, 1), np.float32)
+    if array.dtype.kind not in "fiu":
+        raise AlpharhoError(f"{source}: holds {array.dtype}, calibration needs numbers; save it as float32")
+    return np.ascontiguousarray(array[:CALIBRATION_IMAGES], np.float32)
 
 
-def _pictures(folder: Path, shape: Sequence[int], mean: float, std: float) -> Images:
-    if shape[1] != 3 or shape[2] != shape[3]:
+def _pictures(folder: Path, shape: Sequence[int], mean: float, std: float) -> NDArray[np.float32]:
+    orders: dict[tuple[int, ...], tuple[int, ...]] = {
+        (1, 3, shape[-1], shape[-1]): (0, 3, 1, 2),
+        (1, shape[1], shape[1], 3): (0, 1, 2, 3),
+    }
+    order = orders.get(tuple(shape))
+    if order is None:
         raise AlpharhoError(
             f"pictures fit square RGB inputs, the model takes {list(shape)}; give an .npy array instead"
         )
@@ -128,32 +203,79 @@ def _pictures(folder: Path, shape: Sequence[int], mean: float, std: float) -> Im
     if not paths:
         raise AlpharhoError(f"{folder}: no pictures; give a folder with some, 200 or more are good")
     pixels = np.stack([data.load_image(path, shape[2]) for path in paths])
-    return ((pixels.astype(np.float32) - mean) / std).astype(np.float32)
+    return np.ascontiguousarray(((pixels.astype(np.float32) - mean) / std).transpose(order), np.float32)
+
+
+def load_labels(path: Path, classes: int) -> tuple[str, ...]:
+    """The lines of a label file; AlpharhoError unless there is one per class."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise AlpharhoError(f"{path}: not a UTF-8 text file ({error.reason}); save it as UTF-8") from error
+    labels = tuple(line.strip() for line in lines)
+    if len(labels) != classes or not all(labels):
+        raise AlpharhoError(
+            f"{path}: has {len(labels)} lines, {sum(map(bool, labels))} of them not empty, the model has "
+            f"{classes} classes; give one label a line, in the order of the output"
+        )
+    return labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb `convert`."""
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the three files and the manifest"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the three files and the manifest")
     parser.add_argument(
         "--calibration",
         type=Path,
-        required=True,
         metavar="IMAGES",
-        help="folder of pictures, or .npy [N, C, H, W]",
+        help="folder of pictures, or .npy in the ONNX input's own layout and values",
     )
     parser.add_argument("--mean", type=float, default=data.MEAN, help="of the pixels, 0 to 255 (%(default)s)")
     parser.add_argument("--std", type=float, default=data.STD, help="of the pixels, 0 to 255 (%(default)s)")
     parser.add_argument(
+        "--shape", metavar="N,C,H,W", help="fixes an input of dynamic size, for example 1,3,224,224"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="class names, one a line, for the metadata"
+    )
+    add_head_argument(parser, "as in the model")
+    parser.add_argument(
         "--recipe", default="int8", choices=list(RECIPES), help="how int8 is made (%(default)s)"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="list every node that cannot be converted, and write nothing"
     )
     add_io_arguments(parser)
 
 
+def add_head_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option for what the files give, logits or probabilities."""
+    parser.add_argument("--head", choices=HEADS, help=f"what the files give ({default})")
+
+
+class _BothDoors(argparse.Action):
+    """Sets `input_type` and `output_type` together."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.input_type = namespace.output_type = values
+
+
 def add_io_arguments(parser: argparse.ArgumentParser) -> None:
     """Options for the types at the int8 file's doors."""
+    parser.add_argument(
+        "--io",
+        action=_BothDoors,
+        choices=list(IO_TYPES),
+        help="both --input-type and --output-type",
+        default=argparse.SUPPRESS,
+    )
     parser.add_argument(
         "--input-type", default="uint8", choices=list(IO_TYPES), help="of the int8 file (%(default)s)"
     )
@@ -164,10 +286,17 @@ def add_io_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `convert`: prints what was written and how far it is from ONNX Runtime."""
+    shape = _parsed_shape(arguments.shape)
+    if arguments.explain:
+        return explain(arguments.model, shape)
+    for name in ("out", "calibration"):
+        if getattr(arguments, name) is None:
+            raise UsageError(f"--{name} is missing; it is needed for all but --explain")
     if not arguments.std > 0:
         raise UsageError(f"--std is {arguments.std}; choose a number above 0")
-    shape = input_shape(load_onnx(arguments.model))
-    images = load_calibration(arguments.calibration, shape, arguments.mean, arguments.std)
+    foreign = open_foreign(arguments.model, shape, arguments.head)
+    images = load_calibration(arguments.calibration, foreign.shape, arguments.mean, arguments.std)
+    images = np.ascontiguousarray(images.transpose(foreign.order))
     io = Io(
         input=arguments.input_type,
         output=arguments.output_type,
@@ -175,10 +304,40 @@ def run(arguments: argparse.Namespace) -> int:
         high=(255 - arguments.mean) / arguments.std,
     )
     calibration = Calibration(batched(images), RECIPES[arguments.recipe], io)
-    finished = convert(arguments.model, arguments.out, calibration, print)
+    finished = convert(foreign, arguments.out, calibration, _about(arguments, foreign), print)
     for precision, artifact in finished.artifacts.items():
         print(_row(arguments.out / artifact.path, artifact, finished.parity[precision]))
     return 0
+
+
+def explain(source: Path, shape: Sequence[int] | None) -> int:
+    """Print one line for every node that cannot be converted; 1 if there is any."""
+    refused = refusals(with_shape(load_onnx(source), shape))
+    for error in refused:
+        print(error)
+    print(f"{source}: {len(refused)} nodes cannot be converted" if refused else f"{source}: can be converted")
+    return 1 if refused else 0
+
+
+def _parsed_shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise UsageError(f"--shape is {text!r}; give whole numbers, for example 1,3,224,224") from None
+
+
+def _about(arguments: argparse.Namespace, foreign: Foreign) -> Metadata:
+    classes = foreign.graph.tensors[foreign.graph.outputs[0]].shape[-1]
+    return Metadata(
+        name=foreign.source.stem,
+        description=f"Converted from {foreign.source.name}.",
+        mean=arguments.mean,
+        std=arguments.std,
+        labels=() if arguments.labels is None else load_labels(arguments.labels, classes),
+        details={"source_sha256": sha256_of(foreign.source), "recipe": arguments.recipe},
+    )
 
 
 def _row(path: Path, artifact: Artifact, found: Parity) -> str:

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from device_bench import curves
 from device_bench.curves import Curve, Fit, Unit, fit, fit_law
-from device_bench.device import Measurement, load, save
+from device_bench.device import Measurement, default_spec, load, save
 from models.registry import MODELS
 from pipeline.artifacts import CheckError, UsageError, sha256_of
+from pipeline.bench import measure_point
 from pipeline.results import PRECISIONS, curves_of, load_results, path_of, shown, size_of
 from pipeline.summary import aligned
 from pipeline.variant import Variant
@@ -49,8 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb `curves`."""
     parser.add_argument("model", nargs="?", choices=tuple(MODELS), default="v1", help="network (%(default)s)")
     parser.add_argument(
-        "--device", default="", help="host, ssh://..., adb, emulated:... (all that are recorded)"
+        "--device",
+        default="",
+        help="where to measure what is missing: host, ssh://..., adb, emulated:... (all that is recorded)",
     )
+    parser.add_argument("--recorded", action="store_true", help="measure nothing, fit what there is")
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -67,13 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, measure: MeasurePoint | None = None) -> int:
-    """The verb `curves`: measures what is missing if it can, prints every curve, and fails on a break."""
+    """The verb `curves`: measures what is missing on the device, prints every curve, and fails on a break.
+
+    `measure` stands in for the device.
+    """
     if not arguments.tolerance > 0:
         raise UsageError(f"tolerance is {arguments.tolerance:g}; give a share above 0 such as 0.08")
     if arguments.published:
         return _published(arguments)
-    if measure:
-        measure_grid(arguments.model, arguments.device, arguments.build, measure)
+    if arguments.device and not arguments.recorded:
+        device, build = arguments.device, arguments.build
+        point = measure or measure_point(device, default_spec(device), build)
+        measure_grid(arguments.model, device, build, point)
     found = [curve for curve in _recorded(arguments) if curve.model == arguments.model]
     if not found:
         raise CheckError(

@@ -28,6 +28,8 @@ from export.check import (
     parity,
 )
 from export.graph import Graph
+from export.head import with_head
+from export.metadata import Metadata
 from export.runtime import Logits, Predictor, load_onnx_predictor, load_tflite_predictor
 from export.to_onnx import to_onnx
 from models.cost import cost_of, op_counts
@@ -39,10 +41,12 @@ from pipeline.convert import (
     CALIBRATION_IMAGES,
     PRECISIONS,
     Calibration,
+    add_head_argument,
     add_io_arguments,
     batched,
     convert_graph,
     load_graph,
+    softmax,
 )
 from pipeline.data import Dataset, Labels, Split, normalise, open_dataset
 from pipeline.evaluate import accuracy_of, agreement_of, module_predictor, predict
@@ -69,6 +73,7 @@ class Request:
     out: Path | None = None
     io: Io = field(default_factory=Io)
     recipe: str = "int8"
+    head: str | None = None
     calibration_images: int = CALIBRATION_IMAGES
     seed: int = 0
 
@@ -187,7 +192,7 @@ class _Job:
         self.record.artifacts["onnx"] = Artifact.of(path, started)
         self._evaluate("onnx", load_onnx_predictor(path, normalise))
         self._check_parity("onnx", "pytorch", path)
-        return load_graph(path)
+        return with_head(load_graph(path), self.request.head)
 
     def _calibration(self) -> Calibration:
         split, request = self.source.dataset.calibration, self.request
@@ -199,7 +204,7 @@ class _Job:
     def _tflite(self, precision: str, graph: Graph, calibration: Calibration) -> None:
         self.say(f"{precision}.tflite: converting and checking")
         path, started = self.out / f"{precision}.tflite", time.perf_counter()
-        converted, content = convert_graph(precision, graph, calibration)
+        converted, content = convert_graph(precision, graph, calibration, self._about())
         write_bytes(path, content)
         self.record.artifacts[precision] = Artifact.of(path, started)
         check_op_budget(
@@ -219,8 +224,24 @@ class _Job:
         self.record.accuracy[stage] = accuracy_of(self.logits[stage], self.labels)
 
     def _check_parity(self, stage: str, reference: str, path: Path) -> None:
-        self.record.parity[stage] = parity(self.logits[stage], self.logits[reference])
+        expected = self.logits[reference]
+        if stage == "float32" and self.request.head == "probabilities":
+            expected = softmax(expected)
+        self.record.parity[stage] = parity(self.logits[stage], expected)
         check_parity(self.record.parity[stage], f"{path} against {reference}")
+
+    def _about(self) -> Metadata:
+        source, request = self.source, self.request
+        details = {
+            "model": source.variant.model,
+            "alpha": f"{source.variant.alpha:g}",
+            "rho": f"{request.rho:g}",
+            "resolution": str(source.variant.resolution),
+            "recipe": request.recipe,
+            "training data": source.dataset.name,
+            "onnx sha256": self.record.artifacts["onnx"].sha256,
+        }
+        return Metadata(name=source.variant.name, labels=source.dataset.classes, details=details)
 
     def _manifest(self, calibration: Calibration) -> Manifest:
         source, request = self.source, self.request
@@ -282,6 +303,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the choice of calibration images (%(default)s)"
     )
+    add_head_argument(parser, "logits")
     add_io_arguments(parser)
 
 
@@ -305,6 +327,7 @@ REQUEST_OPTIONS = (
     "padding",
     "out",
     "recipe",
+    "head",
     "calibration_images",
     "seed",
 )

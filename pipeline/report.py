@@ -94,7 +94,7 @@ def _summary(results: Sequence[Result]) -> Markup:
     return paragraph(
         f"{len(results)} results on {devices} device{'s' * (devices != 1)}, {invalid} of them not valid: "
         "struck out, and in no drawing, fit or ranking. Times are medians of all runs of all processes, with "
-        "the bootstrap 95 % interval. Counts of emulated cores are not times, nor compared with any."
+        "the bootstrap 95 % interval. Counts of emulated cores are not times: none is in a ranking with them."
     )
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from device_bench.curves import Curve, GridPoint, Size, Unit
 from device_bench.device import Measurement, load
+from device_bench.records import read_json
 from device_bench.statistics import Summary, summarize
 from models.cost import cost_of
 from pipeline import manifest as manifests
@@ -68,7 +69,7 @@ class Result:
         """The device with its model or processor, where known."""
         info = self.measurement.device
         hardware = info.model or info.soc
-        return f"{info.name} ({hardware})" if hardware else info.name
+        return info.name if hardware in info.name else f"{info.name} ({hardware})"
 
     @property
     def conditions(self) -> str:
@@ -95,14 +96,16 @@ def load_results(build: Path, device: str = "") -> tuple[Result, ...]:
     AlpharhoError names a damaged file.
     """
     loaded = ((path, load(path)) for path in sorted((build / "bench").glob("*/*.json")))
-    found = (
-        result_of(path, measurement, build) for path, measurement in loaded if is_of(measurement, device)
-    )
+    found = (_result(path, measurement, build) for path, measurement in loaded if is_of(measurement, device))
     return tuple(sorted(found, key=_order))
 
 
-def result_of(path: Path, measurement: Measurement, build: Path) -> Result:
-    """The measurement that is kept in `path` with what is known of its file. AlpharhoError: damaged manifest."""
+def load_result(path: Path, build: Path) -> Result:
+    """The measurement in `path` and what is known of its file. AlpharhoError if one of the two is damaged."""
+    return _result(path, load(path), build)
+
+
+def _result(path: Path, measurement: Measurement, build: Path) -> Result:
     variant, precision = variant_of(path.name.removesuffix(".json"))
     known = manifest_of(build, variant) if variant else None
     joined, notes = _joined(known, precision, measurement)
@@ -132,6 +135,12 @@ def variant_of(name: str) -> tuple[Variant | None, str]:
         return None, ""
     model, alpha, resolution, precision = match.groups()
     return Variant(model, float(alpha), int(resolution)), precision
+
+
+def manifests_in(build: Path) -> tuple[Manifest, ...]:
+    """What the exports of variants recorded; manifests of another kind are passed over."""
+    paths = sorted(build.glob(f"*/{manifests.FILE_NAME}"))
+    return tuple(manifests.load(path) for path in paths if "variant" in (read_json(path) or ()))
 
 
 def manifest_of(build: Path, variant: Variant) -> Manifest | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor
 from pipeline.artifacts import AlpharhoError
@@ -26,12 +27,39 @@ IO_TYPES = {"int8": INT8, "uint8": UINT8, "float32": FLOAT32}
 # XNNPACK has no int8 kernel for these; between DEQUANTIZE and QUANTIZE they stay in the partition, and unary
 # ones become one table look-up.
 FLOAT_ISLANDS = frozenset(
-    {"AVERAGE_POOL_2D", "DIV", "HARD_SWISH", "MAXIMUM", "MINIMUM", "RELU", "RELU6", "SOFTMAX"}
+    {
+        "AVERAGE_POOL_2D",
+        "DIV",
+        "HARD_SWISH",
+        "LEAKY_RELU",
+        "MAXIMUM",
+        "MINIMUM",
+        "PRELU",
+        "RELU",
+        "RELU6",
+        "SOFTMAX",
+    }
 )
+DYNAMIC = frozenset(
+    {"CONV_2D", "FULLY_CONNECTED"}
+)  # float activations, rounded per image, times int8 weights
 SAME_SCALE = frozenset(
-    {"CONCATENATION", "MAX_POOL_2D", "PAD", "RESHAPE", "TRANSPOSE"}
+    {
+        "CONCATENATION",
+        "MAX_POOL_2D",
+        "PAD",
+        "RESHAPE",
+        "RESIZE_BILINEAR",
+        "RESIZE_NEAREST_NEIGHBOR",
+        "SLICE",
+        "STRIDED_SLICE",
+        "TRANSPOSE",
+    }
 )  # output on the input's grid
-FIXED_OUTPUTS = {"LOGISTIC": per_tensor(1 / 256, -128)}  # prescribed by the TFLite 8-bit specification
+FIXED_OUTPUTS = {
+    "LOGISTIC": per_tensor(1 / 256, -128),
+    "TANH": per_tensor(1 / 128, 0),
+}  # prescribed by the TFLite 8-bit specification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +100,30 @@ class Io:
         return self.low + (int(grid.zero_point[0]) + 128) * float(grid.scale[0])
 
 
-def to_int8(graph: Graph, ranges: Mapping[str, Range], io: Io | None = None) -> Graph:
-    """The full-integer graph: int8 activations and per-channel weights, int32 biases, `io` at the doors.
+def _one_scale(scales: NDArray[np.float64], axis: int) -> Quantization:
+    return per_tensor(float(scales.max()), 0)
 
-    `ranges` holds an interval for every computed tensor of the float `graph`.
+
+WeightForm = Callable[[NDArray[np.float64], int], Quantization]
+WEIGHT_FORMS: Mapping[str, WeightForm] = {"per_channel": per_channel, "per_tensor": _one_scale}
+
+
+def to_int8(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    io: Io | None = None,
+    float_nodes: Set[str] = frozenset(),
+    weights: str = "per_channel",
+) -> Graph:
+    """The 8-bit graph: int8 activations and weights (by `weights` of WEIGHT_FORMS), int32 biases, `io` doors.
+
+    `ranges` holds an interval for every computed tensor of the float `graph`. Nodes named in `float_nodes`
+    compute on real values instead (with int8 weights), still inside the one delegate partition.
     """
     io = io or Io()
-    builder = _Int8Builder(graph, _activation_grids(graph, ranges, io), io)
+    builder = _Int8Builder(
+        graph, _activation_grids(graph, ranges, io), io, float_nodes, WEIGHT_FORMS[weights]
+    )
     return builder.build()
 
 
@@ -114,10 +159,20 @@ def _tied(graph: Graph) -> dict[str, str]:
 
 
 class _Int8Builder:
-    def __init__(self, graph: Graph, grids: Mapping[str, Quantization], io: Io) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        grids: Mapping[str, Quantization],
+        io: Io,
+        float_nodes: Set[str],
+        weight_form: WeightForm,
+    ) -> None:
         self.graph = graph
         self.grids = grids
         self.io = io
+        self.float_nodes = float_nodes
+        self.weight_form = weight_form
+        self.real: dict[str, str] = {}  # the float tensor that an int8 one was rounded from
         self.tensors: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
         self.door: dict[str, str] = {}
@@ -129,14 +184,17 @@ class _Int8Builder:
             self._convert(node.renamed(self.door))
         for name in self.graph.outputs:
             self._open_output(name)
-        return self.graph.with_nodes(self.nodes, self.tensors)
+        return self.graph.with_nodes(self.nodes, self.tensors).without_dead_nodes()
 
     def _convert(self, node: Node) -> None:
-        if node.op in WEIGHTED:
-            node = self._weighted(node)
-        elif node.op in FLOAT_ISLANDS:
+        if node.output in self.float_nodes:
+            self.real[node.output] = self._island(self._with_int8_weights(node))
+            return
+        if node.op in FLOAT_ISLANDS:
             self._island(node)
             return
+        if node.op in WEIGHTED:
+            node = self._weighted(node)
         else:
             node = self._with_constant_operands(node)
         self.tensors[node.output] = self._activation(node.output)
@@ -158,8 +216,11 @@ class _Int8Builder:
             others = tuple(other for other in range(weights.ndim) if other != axis)
             bias = bias + weights.sum(axis=others) * np.float32(self.io.input_offset())
         scale_in, scale_out = float(self._grid(source).scale[0]), float(self.grids[node.output].scale[0])
-        grid = per_channel(_workable_scales(weight_scales(weights, axis), bias, scale_in, scale_out), axis)
-        bias_grid = per_channel(grid.scale * np.float32(scale_in), 0)
+        scales = _workable_scales(weight_scales(weights, axis), bias, scale_in, scale_out)
+        grid = self.weight_form(scales, axis)
+        bias_grid = replace(
+            grid, scale=grid.scale * np.float32(scale_in), axis=None if grid.axis is None else 0
+        )
         self.tensors[weight_name] = Tensor.constant(quantize_weights(weights, grid), grid)
         self.tensors[bias_name] = Tensor.constant(quantize_bias(bias, bias_grid), bias_grid)
         return node
@@ -175,20 +236,33 @@ class _Int8Builder:
             self.tensors[name] = Tensor.constant(np.clip(steps, -128, 127).astype(np.int8), grid)
         return node
 
-    def _island(self, node: Node) -> None:
-        operands: list[str] = []
-        for name in node.inputs:
-            if name in self.tensors and self.tensors[name].dtype == INT8:
-                real = f"{node.output}/dequantized/{len(operands)}"
-                self.tensors[real] = Tensor(self.tensors[name].shape)
-                self.nodes.append(Node("DEQUANTIZE", (name,), (real,)))
-                name = real
-            operands.append(name)
+    def _with_int8_weights(self, node: Node) -> Node:
+        """Weights of a float node as int8 per channel, where the delegate multiplies floats with them."""
+        if node.op in DYNAMIC:
+            weights = self.graph.tensors[node.inputs[1]].real()
+            grid = per_channel(np.maximum(weight_scales(weights, 0), SMALLEST_SCALE), 0)
+            self.tensors[node.inputs[1]] = Tensor.constant(quantize_weights(weights, grid), grid)
+        return node
+
+    def _island(self, node: Node) -> str:
+        """Add the node as a float one between DEQUANTIZE and QUANTIZE; the name of its float result."""
+        operands = [self._real_operand(node, position) for position in range(len(node.inputs))]
         result = f"{node.output}/float"
         self.tensors[result] = Tensor(self.graph.tensors[node.output].shape)
         self.nodes.append(replace(node, inputs=tuple(operands), outputs=(result,)))
         self.tensors[node.output] = self._activation(node.output)
         self.nodes.append(Node("QUANTIZE", (result,), (node.output,)))
+        return result
+
+    def _real_operand(self, node: Node, position: int) -> str:
+        name = node.inputs[position]
+        tensor = self.tensors.get(name)
+        if name in self.real or tensor is None or tensor.dtype != INT8 or tensor.data is not None:
+            return self.real.get(name, name)
+        real = f"{node.output}/dequantized/{position}"
+        self.tensors[real] = Tensor(tensor.shape)
+        self.nodes.append(Node("DEQUANTIZE", (name,), (real,)))
+        return real
 
     def _open_input(self, name: str) -> None:
         if self.io.input == "int8":
@@ -206,6 +280,9 @@ class _Int8Builder:
     def _open_output(self, name: str) -> None:
         if self.io.output == "int8":
             return
+        if self.io.output == "float32" and name in self.real:
+            self._let_out(self.real[name], name)
+            return
         inner = f"{name}/int8"
         self.nodes = [node.renamed({name: inner}) for node in self.nodes]
         self.tensors[inner] = self.tensors[name]
@@ -217,6 +294,14 @@ class _Int8Builder:
             self.tensors[name], dtype=UINT8, quantization=_as_uint8(self._grid(inner))
         )
         self.nodes.append(Node("QUANTIZE", (inner,), (name,)))
+
+    def _let_out(self, real: str, name: str) -> None:
+        """Make the float tensor `real` the graph output `name`, unrounded."""
+        inner = f"{name}/int8"
+        names = {name: inner, real: name}
+        self.nodes = [node.renamed(names) for node in self.nodes]
+        self.tensors[inner] = self.tensors[name]
+        self.tensors[name] = self.tensors[real]
 
 
 def _as_uint8(grid: Quantization) -> Quantization:

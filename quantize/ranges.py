@@ -15,6 +15,12 @@ from pipeline.artifacts import AlpharhoError
 
 Batches = Iterable[NDArray[np.float32]]
 
+ROWS_PER_IMAGE = 16  # positions of a tensor kept from every image, for the choice of ranges
+HARD_SWISH_ZERO = -3.0
+PERCENTILE = 99.99
+CANDIDATES = np.linspace(1.0, 0.5, 26)  # parts of the observed range that the MSE rule tries
+LEVELS = 255
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -28,27 +34,121 @@ class Range:
         return Range(min(self.low, other.low), max(self.high, other.high))
 
 
-def observe_ranges(graph: Graph, batches: Batches, device: str = "cpu") -> dict[str, Range]:
-    """Smallest and largest value of every computed tensor over all images, by tensor name.
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the calibration images showed of one tensor, per channel of its last axis.
 
-    `batches` yields float32 [N, H, W, C] in the graph input's own scale. Raises AlpharhoError without any image, or when
-    the network computes a value that is not finite.
+    `low` and `high` are exact, float64 [channels]; `rows` is a sample of values, float32 [samples, channels].
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    rows: NDArray[np.float32]
+
+    @property
+    def magnitude(self) -> NDArray[np.float64]:
+        """Largest absolute value per channel."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    def scaled(self, factors: NDArray[np.float64]) -> Observation:
+        """The observation had every channel been multiplied by its positive factor."""
+        return Observation(self.low * factors, self.high * factors, (self.rows * factors).astype(np.float32))
+
+    def shifted(self, offsets: NDArray[np.float64]) -> Observation:
+        """The observation had its offset been added to every channel."""
+        return Observation(self.low + offsets, self.high + offsets, (self.rows + offsets).astype(np.float32))
+
+
+Observations = Mapping[str, Observation]
+
+
+def observe(graph: Graph, batches: Batches, device: str = "cpu") -> dict[str, Observation]:
+    """An Observation of every computed tensor over all images, by tensor name.
+
+    `batches` yields float32 [N, H, W, C] in the graph input's own scale. Raises AlpharhoError without any
+    image, or when the network computes a value that is not finite.
     """
     program = Program(graph, device)
-    ranges: dict[str, Range] = {}
+    parts: dict[str, list[Observation]] = {}
 
-    def observe(name: str, values: torch.Tensor) -> None:
-        low, high = (float(bound) for bound in torch.aminmax(values))
-        if not np.isfinite([low, high]).all():
-            raise AlpharhoError(f"{name!r} is not finite on the calibration images; look for NaN or huge weights")
-        found = Range(low, high)
-        ranges[name] = ranges[name].union(found) if name in ranges else found
+    def look(name: str, values: torch.Tensor) -> None:
+        by_channel = values.reshape(len(values), -1, values.shape[-1])
+        low, high = (bound.double().cpu().numpy() for bound in _extremes(by_channel))
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise AlpharhoError(
+                f"{name!r} is not finite on the calibration images; look for NaN in them or in the weights"
+            )
+        stride = -(-by_channel.shape[1] // ROWS_PER_IMAGE)
+        rows = by_channel[:, stride // 2 :: stride].flatten(0, 1).cpu().numpy()
+        parts.setdefault(name, []).append(Observation(low, high, rows))
 
     for batch in batches:
-        program(batch, observe)
-    if not ranges:
+        program(batch, look)
+    if not parts:
         raise AlpharhoError("no calibration images; int8 needs some (200 or more) to find its ranges")
-    return ranges
+    return {name: _joined(found) for name, found in parts.items()}
+
+
+def _extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value per channel of [N, positions, channels]; images first, the faster order."""
+    flat = values.reshape(len(values), -1)
+    low, high = (f(f(flat, 0).view(values.shape[1:]), 0) for f in (torch.amin, torch.amax))
+    return low, high
+
+
+def _joined(parts: list[Observation]) -> Observation:
+    return Observation(
+        np.min([part.low for part in parts], axis=0),
+        np.max([part.high for part in parts], axis=0),
+        np.concatenate([part.rows for part in parts]),
+    )
+
+
+# --- rules: observation to range ----------------------------------------------------------------------------
+
+
+def min_max(seen: Observation) -> Range:
+    """Everything that was seen."""
+    return Range(float(seen.low.min()), float(seen.high.max()))
+
+
+def percentile(seen: Observation) -> Range:
+    """All but a ten-thousandth of the sampled values at either end."""
+    low, high = np.percentile(seen.rows, (100 - PERCENTILE, PERCENTILE))
+    return Range(float(low), float(high))
+
+
+def least_squares(seen: Observation) -> Range:
+    """The part of the observed range with the least squared error of rounding and clipping on the sample."""
+    full = min_max(seen)
+    values = seen.rows.ravel()[:: max(1, seen.rows.size // 100_000)].astype(np.float64)
+    best = (
+        min(
+            (_squared_error(values, full.low * low, full.high * high), low, high)
+            for low in (CANDIDATES if full.low < 0 else CANDIDATES[:1])
+            for high in CANDIDATES
+            if full.low * low < full.high * high
+        )
+        if full.low < full.high
+        else (0.0, 1.0, 1.0)
+    )
+    return Range(full.low * best[1], full.high * best[2])
+
+
+def _squared_error(values: NDArray[np.float64], low: float, high: float) -> float:
+    step = (max(high, 0.0) - min(low, 0.0)) / LEVELS
+    inside = values[(values >= low) & (values <= high)]
+    clipped = np.square(np.minimum(values - low, 0)).sum() + np.square(np.maximum(values - high, 0)).sum()
+    return float(clipped + len(inside) * step * step / 12)
+
+
+RangeRule = Callable[[Observation], Range]
+RANGE_RULES: dict[str, RangeRule] = {"min_max": min_max, "percentile": percentile, "mse": least_squares}
+
+
+def ranges_of(graph: Graph, observations: Observations, rule: RangeRule) -> dict[str, Range]:
+    """The range of every tensor by `rule`, cut to what its only reader can tell apart."""
+    return narrowed_to_use(graph, {name: rule(seen) for name, seen in observations.items()})
 
 
 def narrowed_to_use(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
@@ -61,5 +161,6 @@ def narrowed_to_use(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Rang
     return narrowed
 
 
-HARD_SWISH_ZERO = -3.0
-RangeRule = Callable[[Graph, Mapping[str, Range]], dict[str, Range]]
+def observe_ranges(graph: Graph, batches: Batches, device: str = "cpu") -> dict[str, Range]:
+    """Smallest and largest value of every computed tensor over all images; raises as `observe`."""
+    return {name: min_max(seen) for name, seen in observe(graph, batches, device).items()}

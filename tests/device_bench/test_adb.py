@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +40,7 @@ COMMANDS = {  # what a phone has and this machine has not
     "taskset": """if [ "$1" = -p ]; then echo "pid $2's current affinity mask: $MASK"; exit; fi
 export MASK="$1"; shift; exec "$@" """,
 }
+TOYBOX = "cat chmod date grep mkdir mv rm rmdir sha256sum sleep tail timeout uname wc".split()
 ANSWERS = {
     "getprop": (DATA / "getprop.txt").read_text(),
     "dumpsys.battery": (DATA / "battery.txt").read_text(),
@@ -210,10 +213,25 @@ def phone(make_phone: Callable[[], Phone]) -> Phone:
     return make_phone()
 
 
+@pytest.fixture(params=["sh", "mksh"])
+def any_phone(phone: Phone, request: pytest.FixtureRequest) -> Phone:
+    """A device with this machine's own shell and commands, and one with Android's: mksh and toybox."""
+    if request.param == "mksh":
+        shell, toybox = shutil.which("mksh"), shutil.which("toybox")
+        if shell is None or toybox is None:
+            reason = "needs mksh, toybox: sudo apt-get install mksh toybox"
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        (phone.adbd.root / "bin/sh").symlink_to(shell)
+        for name in TOYBOX:
+            (phone.adbd.root / "bin" / name).symlink_to(toybox)
+    return phone
+
+
 # --- what works ----------------------------------------------------------------------------------------
 
 
-def test_a_model_is_measured(phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_measured(any_phone: Phone, monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = any_phone
     monkeypatch.setenv("BENCHMARK_MODEL", str(phone.binary))
     spec = BenchSpec(runs=20, seconds=0.5, max_seconds=9, timeout_s=20, warm_up=WarmUp(runs=3, seconds=0.25))
     with device.connect(f"adb:{phone.adbd.serial}") as entered:
@@ -418,8 +436,9 @@ def test_a_junk_model_never_leaves_this_machine(phone: Phone) -> None:
     assert not any(".tflite" in command for command in phone.adbd.commands)
 
 
-def test_an_endless_program_ends_with_its_deadline(phone: Phone) -> None:
-    phone.tool(benchmark_model(first="echo begun; sleep 1000"))
+def test_an_endless_program_ends_with_its_deadline(any_phone: Phone) -> None:
+    phone = any_phone
+    phone.tool(benchmark_model(first="echo begun; exec sleep 1000"))
     error = phone.fail(BenchSpec(processes=1, timeout_s=1))
     assert (error.result, error.log) == (ResultClass.TIMEOUT, "begun")
     assert not phone.tool_runs()
@@ -454,8 +473,9 @@ def test_a_file_that_changed_on_the_way_is_found_out(phone: Phone) -> None:
 # --- a connection that breaks --------------------------------------------------------------------------
 
 
-def test_a_connection_lost_in_a_run_keeps_what_was_measured(phone: Phone) -> None:
-    drop = 'if [ "$(wc -l <"$DEVICE/arguments")" -eq 3 ]; then echo third; sleep 1000; fi'
+def test_a_connection_lost_in_a_run_keeps_what_was_measured(any_phone: Phone) -> None:
+    phone = any_phone
+    drop = 'if [ "$(wc -l <"$DEVICE/arguments")" -eq 3 ]; then echo third; exec sleep 1000; fi'
     phone.tool(benchmark_model(first=drop))
 
     def in_third_run() -> bool:
@@ -498,7 +518,9 @@ def test_a_device_lost_after_the_last_run_is_told(phone: Phone) -> None:
 
 
 def test_an_interrupt_stops_the_program_and_keeps_the_rest(phone: Phone) -> None:
-    phone.tool(benchmark_model(first='if [ "$(wc -l <"$DEVICE/arguments")" -eq 2 ]; then sleep 1000; fi'))
+    phone.tool(
+        benchmark_model(first='if [ "$(wc -l <"$DEVICE/arguments")" -eq 2 ]; then exec sleep 1000; fi')
+    )
     script = f"""
 from pathlib import Path
 from device_bench.adb import AdbDevice
@@ -527,20 +549,23 @@ def test_a_second_harness_is_kept_away(phone: Phone) -> None:
     with phone.harness() as first:
         error = phone.fail()
         assert error.result is ResultClass.UNREACHABLE
-        assert "another benchmark holds the device" in str(error) and "for up to 600 s" in str(error)
+        assert f"another benchmark holds the device {phone.adbd.serial} for up to 600 s" in str(error)
         assert first.run(phone.model, SPEC).result is ResultClass.OK
     assert phone.run().result is ResultClass.OK
     assert phone.left() == []
 
 
 @pytest.mark.parametrize(
-    "held", [f"{BOOT_ID} 999", "00000000-0000-0000-0000-000000000000 999999", "", "x[$(touch owned)] 1e9"]
+    "held",
+    [f"{BOOT_ID} 999", "00000000-0000-0000-0000-000000000000 999999", "", f"{BOOT_ID} x[$(touch owned)]"],
 )
-def test_the_lock_and_files_of_a_dead_harness_are_taken_over(phone: Phone, held: str) -> None:
+def test_the_lock_and_files_of_a_dead_harness_are_taken_over(any_phone: Phone, held: str) -> None:
+    phone = any_phone
     phone.plant(f"{BASE[1:]}/lock/until", held + "\n")
     phone.plant(f"{BASE[1:]}/lock/owner", "dead\n")
     phone.plant(f"{BASE[1:]}/run-dead/out", "x" * 1000)
     assert phone.run().result is ResultClass.OK
+    assert not list(phone.home.rglob("owned"))
     assert phone.left() == []
 
 

@@ -117,6 +117,7 @@ def test_an_ignored_flag_is_refused_by_name() -> None:
         (1, text("bad_model.txt"), ResultClass.MODEL_UNSUPPORTED, "CONV_2D"),
         (1, "ERROR: Benchmarking failed.", ResultClass.MODEL_UNSUPPORTED, "Benchmarking failed"),
         (1, "ERROR: write: No space left on device", ResultClass.NO_SPACE, "No space"),
+        (1, "taskset: failed to set pid 7's affinity: Invalid argument", ResultClass.INVALID, "affinity"),
         (3, "what", ResultClass.CRASHED, "exit code 3: what"),
     ],
 )

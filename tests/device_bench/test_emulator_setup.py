@@ -51,8 +51,9 @@ def test_a_qemu_without_plugins_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_what_is_not_complete_is_not_installed(tmp_path: Path) -> None:
     assert installed(tmp_path) is None
     manifest = {"key": "0" * 64, "qemu": "", "packages": [], "sites": {}, "moved": []}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert installed(tmp_path) is None
+    for content in (json.dumps(manifest), "{}", "not JSON"):
+        (tmp_path / "manifest.json").write_text(content)
+        assert installed(tmp_path) is None
 
 
 def test_a_device_without_emulator_says_what_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

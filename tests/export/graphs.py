@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 SHAPE = (1, 6, 9, 7)  # N, C, H, W
 OPSET = 20
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, Any]  # arrays, or single numbers
 
 
 def onnx_model(

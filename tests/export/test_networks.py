@@ -109,7 +109,7 @@ def test_int8_weights_are_per_channel_and_never_minus_128(export_model: Export, 
 
 def test_torch_padding_is_one_pad_before_each_strided_convolution(export_model: Export) -> None:
     counts = export_model("v1", "torch").graph.op_counts()
-    assert counts["PAD"] == 6
+    assert counts["PAD"] == 5
     assert "TRANSPOSE" not in counts
 
 

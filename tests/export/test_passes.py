@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import pytest
 
 from export.graph import Graph, GraphError, Node, Tensor
@@ -58,6 +61,12 @@ def test_a_scaled_gate_is_folded_into_the_projection() -> None:
     assert [n.attributes["fused_activation_function"] for n in after.nodes if n.op == "CONV_2D"][1] == "RELU6"
 
 
+def test_a_concatenation_takes_no_activation_because_the_runtime_ignores_it() -> None:
+    nodes = [CONV, node("Concat", "x", "c", output="j", axis=1), node("Relu", "j")]
+    _, after = both(onnx_model(nodes, WEIGHTS))
+    assert after.op_counts() == {"CONCATENATION": 1, "CONV_2D": 1, "RELU": 1, "TRANSPOSE": 1}
+
+
 def test_the_weights_of_two_users_are_folded_for_one_only() -> None:
     nodes = [
         CONV,
@@ -66,7 +75,60 @@ def test_the_weights_of_two_users_are_folded_for_one_only() -> None:
         node("Conv", "c", "e", output="d"),
         node("Add", "a", "d"),
     ]
-    both(onnx_model(nodes, {**WEIGHTS, "two": np.float32([2.0]), "e": random(4, 5, 1, 1)}))
+    both(onnx_model(nodes, {**WEIGHTS, "two": np.array([2.0], np.float32), "e": random(4, 5, 1, 1)}))
+
+
+def swish(shift: str, clip: str, *tail: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A hard-swish of `c` written out with the constants that are named."""
+    bounds = {"clip": ["zero", "six"], "unit": ["zero", "one"]}[clip]
+    return [CONV, node("Add", "c", shift, output="s"), node("Clip", "s", *bounds, output="r"), *tail]
+
+
+SCALARS: dict[str, Any] = {
+    "three": np.float32(3),
+    "six": np.float32(6),
+    "zero": np.float32(0),
+    "one": np.float32(1),
+    "half": np.float32(0.5),
+    "sixth": np.array([1 / 6], np.float32),
+}
+# fmt: off
+HARD_SWISHES = {
+    "x * (relu6(x + 3) / 6)": swish("three", "clip", node("Div", "r", "six", output="g"), node("Mul", "c", "g")),
+    "x * relu6(x + 3) / 6":   swish("three", "clip", node("Mul", "c", "r", output="g"), node("Div", "g", "six")),
+    "(x / 6) * relu6(x + 3)": swish("three", "clip", node("Mul", "c", "sixth", output="g"), node("Mul", "r", "g")),
+    "x * clip(x / 6 + 1/2)":  [CONV, node("Mul", "c", "sixth", output="m"), node("Add", "half", "m", output="s"), node("Clip", "s", "zero", "one", output="r"), node("Mul", "r", "c")],
+    "min before max":         [CONV, node("Add", "c", "three", output="s"), node("Min", "s", "six", output="n"), node("Max", "n", "zero", output="r"), node("Mul", "c", "r", output="g"), node("Mul", "g", "sixth")],
+    "x * hardsigmoid(x)":     [CONV, node("HardSigmoid", "c", output="h", alpha=1 / 6, beta=0.5), node("Mul", "c", "h")],
+}
+ALMOST = {
+    "another slope":   [CONV, node("HardSigmoid", "c", output="h", alpha=0.2, beta=0.5), node("Mul", "c", "h")],
+    "another offset":  swish("one", "clip", node("Mul", "c", "r", output="g"), node("Mul", "g", "sixth")),
+    "another ceiling": swish("three", "unit", node("Mul", "c", "r", output="g"), node("Mul", "g", "sixth")),
+    "another factor":  swish("three", "clip", node("Mul", "c", "r", output="g"), node("Mul", "g", "half")),
+    "another operand": swish("three", "clip", node("Mul", "x", "r", output="g"), node("Mul", "g", "sixth")),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", HARD_SWISHES)
+def test_a_written_out_hard_swish_is_recognised(name: str) -> None:
+    _, after = both(onnx_model(HARD_SWISHES[name], {**WEIGHTS, **SCALARS}))
+    assert after.op_counts() == {"CONV_2D": 1, "HARD_SWISH": 1, "TRANSPOSE": 1}
+
+
+@pytest.mark.parametrize("name", ALMOST)
+def test_what_only_looks_like_hard_swish_is_left_alone(name: str) -> None:
+    weights = {"w": random(6, 6, 3, 3), "b": random(6)}
+    _, after = both(onnx_model(ALMOST[name], {**weights, **SCALARS}))
+    assert "HARD_SWISH" not in after.op_counts()
+
+
+def test_a_clip_of_a_shifted_value_becomes_relu6_and_folds() -> None:
+    nodes = [*HARD_SWISHES["x * clip(x / 6 + 1/2)"][:-1], node("Conv", "r", "e")]
+    _, after = both(onnx_model(nodes, {**WEIGHTS, **SCALARS, "e": random(4, 5, 1, 1)}))
+    assert after.op_counts() == {"CONV_2D": 2, "TRANSPOSE": 1}
+    assert after.nodes[0].attributes["fused_activation_function"] == "RELU6"
 
 
 def test_a_graph_output_keeps_its_name() -> None:

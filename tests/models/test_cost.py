@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from models.blocks import InvertedResidual, SqueezeExcite
 from models.cost import LAW_TERMS, cost_of, op_counts
+from models.micronet_blocks import DynamicShiftMax, Regular
 from pipeline.artifacts import AlpharhoError
 from tests.models.published import rows
 
@@ -131,13 +132,15 @@ def check_against_module(name: str, alpha: float, resolution: int, padding: str)
     ops = op_counts(name, alpha)
     types = Counter(type(part) for part in net.modules())
     gates = types[SqueezeExcite]
-    convs = [part for part in net.modules() if isinstance(part, nn.Conv2d)]
-    depthwise = sum(conv.groups > 1 for conv in convs)
+    convs = [(path, part) for path, part in net.named_modules() if isinstance(part, nn.Conv2d)]
+    depthwise = sum("depthwise" in path for path, _ in convs)
     assert (ops.squeeze_excites, ops.depthwise_convs) == (gates, depthwise)
     assert ops.dense_convs == len(convs) - depthwise - 2 * gates
-    assert (ops.hard_swishes, ops.fully_connected) == (types[nn.Hardswish], types[nn.Linear])
+    generators = 2 * types[DynamicShiftMax]
+    assert (ops.hard_swishes, ops.fully_connected) == (types[nn.Hardswish], types[nn.Linear] - generators)
+    assert ops.shift_maxes == types[DynamicShiftMax]
     assert ops.residual_adds == sum(
-        part.has_shortcut for part in net.modules() if isinstance(part, InvertedResidual)
+        part.has_shortcut for part in net.modules() if isinstance(part, InvertedResidual | Regular)
     )
 
 
@@ -173,7 +176,7 @@ def test_terms_of_the_law_are_a_partition_of_the_mult_adds(name: str) -> None:
     assert (
         set(cost.macs_by_kind())
         == set(LAW_TERMS)
-        == {layer.kind for layer in cost.layers} | {"squeeze_excite"}
+        == {layer.kind for layer in cost.layers} | {"squeeze_excite", "shift_max"}
     )
     assert sum(cost.macs_by_kind().values()) == sum(cost.macs_by_term().values()) == cost.macs
 

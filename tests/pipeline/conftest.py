@@ -12,6 +12,7 @@ from torch import nn
 import models
 from models.weights import save_weights
 from pipeline import data
+from pipeline.job import Request, export
 
 RHO = 4 / 7  # 32 pixels
 TEST_IMAGES = 120
@@ -40,3 +41,12 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "v1.safetensors"
     save_weights(module, path, {"model": "v1", "alpha": "0.25"})
     return path
+
+
+@pytest.fixture(scope="session")
+def small_job(small_idx: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished main job on the small network."""
+    out = tmp_path_factory.mktemp("build") / "v1"
+    request = Request(model="v1", alpha=0.25, rho=RHO, dataset=str(small_idx), weights=small_weights, out=out)
+    export(request, say=lambda _: None)
+    return out

@@ -75,7 +75,7 @@ def test_the_verdict(samples: int, lost: int, won: int, word: str) -> None:
 
 
 def test_other_images_and_unknown_files_are_refused() -> None:
-    with pytest.raises(CheckError, match="10 test images, the baseline has 20"):
+    with pytest.raises(CheckError, match=r"10 test images, the baseline has 20"):
         compared("v1.int8", flags(20, range(0)), flags(10, range(0)))
     with pytest.raises(CheckError, match=r"no accuracy baseline of v9\.int8"):
         verdicts(AccuracyBaseline(), AccuracyBaseline({"v9.int8": Recorded(1, "80")}))
@@ -83,7 +83,9 @@ def test_other_images_and_unknown_files_are_refused() -> None:
 
 def test_a_rewrite_names_what_changes() -> None:
     before = AccuracyBaseline({"a.int8": Recorded(8, "ff"), "b.int8": Recorded(8, "ff")})
-    after = AccuracyBaseline({"a.int8": Recorded(8, "fe"), "b.int8": Recorded(8, "ff"), "c.int8": Recorded(8, "01")})
+    after = AccuracyBaseline(
+        {"a.int8": Recorded(8, "fe"), "b.int8": Recorded(8, "ff"), "c.int8": Recorded(8, "01")}
+    )
     assert difference(before, after).splitlines() == [
         "a.int8: 8 of 8 right -> 7 of 8 right",
         "c.int8: nothing -> 1 of 8 right",
@@ -94,7 +96,7 @@ def test_a_rewrite_names_what_changes() -> None:
 def test_a_damaged_baseline_is_told(bits: str, tmp_path: Path) -> None:
     path = tmp_path / "accuracy.json"
     write_json(path, to_plain(AccuracyBaseline({"a.int8": Recorded(8, bits)})))
-    with pytest.raises(AlpharhoError, match="run make baseline|make baseline"):
+    with pytest.raises(AlpharhoError, match="make baseline"):
         load_accuracy(path).runs["a.int8"].right()
 
 
