@@ -59,6 +59,9 @@ curves: $(READY)  ## the grid of alpha and rho on a device, checked against the 
 report: $(READY)  ## one HTML page of all results, with the plots
 	@$(RUN) report
 
+tables: $(READY)  ## the papers' cost tables beside our counts: docs/tables.md
+	@$(RUN) tables
+
 emulator: $(READY)  ## fetch and build what emulated ARM cores need, without root
 	@$(RUN) emulator
 
@@ -89,4 +92,4 @@ lock:  ## resolve the dependencies of pyproject.toml anew into requirements.lock
 clean:  ## remove what was built, and the caches; .venv stays
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup export train data evaluate inspect bench curves report emulator gate baseline doctor check test bench-export lock clean
+.PHONY: help setup export train data evaluate inspect bench curves report tables emulator gate baseline doctor check test bench-export lock clean

@@ -8,8 +8,9 @@ arrays.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -168,3 +169,15 @@ class Graph:
                 raise GraphError(
                     f"tensor {name!r} has shape {list(tensor.shape)}; every size must be at least 1"
                 )
+
+
+def same_pads(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """TensorFlow's SAME padding of an H, W input as (top, left, bottom, right): the odd pixel goes last."""
+    totals = [
+        max((math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0)
+        for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+    ]
+    before = [total // 2 for total in totals]
+    return (before[0], before[1], totals[0] - before[0], totals[1] - before[1])

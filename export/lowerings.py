@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import Array, Attribute, Node, Tensor
+from export.graph import Array, Attribute, Node, Tensor, same_pads
 from pipeline.artifacts import AlpharhoError
 
 NO_ACTIVATION = {"fused_activation_function": "NONE"}
@@ -717,18 +717,6 @@ class Window:
             "filter_width": self.kernel[1],
             **NO_ACTIVATION,
         }
-
-
-def same_pads(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int, int, int]:
-    """TensorFlow's SAME padding of an H, W input as (top, left, bottom, right): the odd pixel goes last."""
-    totals = [
-        max((math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0)
-        for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
-    ]
-    before = [total // 2 for total in totals]
-    return (before[0], before[1], totals[0] - before[0], totals[1] - before[1])
 
 
 def _window(node: OnnxNode, shape: Sequence[int], kernel: Sequence[int]) -> Window:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Array, Graph, GraphError, Node, Tensor
+from export.graph import WEIGHTED, Array, Graph, GraphError, Node, Tensor, same_pads
 from export.hard_functions import clamp_of, hard_swish_input
-from export.lowerings import NO_ACTIVATION, same_pads
+from export.lowerings import NO_ACTIVATION
 
 Pass = Callable[[Graph], Graph]
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.graph import WEIGHTED, Graph, Node, Tensor, same_pads
 from export.integer import (
     Grid,
     added,
@@ -24,7 +24,7 @@ from export.integer import (
     requantization_ratio,
     requantized,
 )
-from export.lowerings import bilinear_points, nearest_pixels, same_pads
+from export.lowerings import bilinear_points, nearest_pixels
 from pipeline.artifacts import AlpharhoError
 
 Observer = Callable[[str, torch.Tensor], None]

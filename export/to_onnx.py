@@ -67,7 +67,7 @@ def _named_by_module(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelPro
         path = _module_path(node, leaves)
         for value in node.output:
             names[value] = value if value in fixed else _unique(path, {*names.values(), *fixed})
-        node.name = path
+        node.name = names[node.output[0]]
         node.input[:] = [names.get(value, value) for value in node.input]
         node.output[:] = [names[value] for value in node.output]
         node.doc_string = ""

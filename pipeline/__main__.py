@@ -91,6 +91,9 @@ VERBS = {
         "hold accuracy and instruction counts of the shipped networks to baselines/",
         ("gate", "gate --update"),
     ),
+    "tables": Verb(
+        "pipeline.tables", "the papers' cost tables beside our counts: docs/tables.md", ("tables",)
+    ),
     "emulator": Verb("pipeline.emulator", "fetch and build what emulated ARM cores need", ("emulator",)),
     "doctor": Verb(
         "pipeline.doctor", "what this machine can and cannot do, and what to install", ("doctor",)

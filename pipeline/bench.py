@@ -9,9 +9,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import models
-from device_bench.device import BenchSpec, DeviceError, Measurement, connect, default_spec, save
+from device_bench.device import BenchSpec, Device, DeviceError, Measurement, connect, default_spec, save
 from device_bench.measure import measure
-from pipeline.artifacts import AlpharhoError, UsageError
+from pipeline.artifacts import AlpharhoError, UsageError, sha256_of
 from pipeline.results import Result, load_result, path_of
 from pipeline.summary import aligned
 from pipeline.untrained import BASE_RESOLUTION, file_of
@@ -29,16 +29,16 @@ SPEC_OPTIONS: Mapping[str, tuple[type, str]] = {  # fields of BenchSpec
 
 
 def measured(
-    files: Sequence[tuple[Path, Path]], device: str, spec: BenchSpec
+    files: Sequence[tuple[Path, Path]], device: Device, spec: BenchSpec
 ) -> Iterator[tuple[Path, Measurement]]:
     """Measure files on a device, each saved under its second path; what a broken run left is saved too."""
-    where = {model.name: target for model, target in files}
-    with connect(device) as place:
+    where = {sha256_of(model): target for model, target in files}
+    with device:
         try:
-            found = measure(place, [model for model, _ in files], spec)
+            found = measure(device, [model for model, _ in files], spec)
         except DeviceError as error:
             for partial in error.partials:
-                save(partial, where[partial.model.name])
+                save(partial, where[partial.model.sha256])
             raise
     for (_, target), measurement in zip(files, found, strict=True):
         save(measurement, target)
@@ -67,7 +67,12 @@ def files_of(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
             (file_of(variant, precision, BUILD), path_of(BUILD, arguments.device, variant, precision))
             for precision in PRECISIONS
         ]
-    return [(_existing(target), _result_path(Path(target), arguments.device)) for target in targets]
+    files = [(_existing(target), _result_path(Path(target), arguments.device)) for target in targets]
+    if len({result for _, result in files}) < len(files):
+        raise UsageError(
+            f"two of {' '.join(targets)} would share a result file; rename one or measure it alone"
+        )
+    return files
 
 
 def _existing(target: str) -> Path:
@@ -79,9 +84,8 @@ def _existing(target: str) -> Path:
 
 
 def _result_path(file: Path, device: str) -> Path:
-    """`<folder>.<file>.json` for a variant's own folder, so that results and manifests can be joined."""
-    inside = file.resolve().parent.parent == BUILD.resolve()
-    name = f"{file.resolve().parent.name}.{file.stem}" if inside else file.stem
+    """`<folder>.<precision>.json` for the files of an export, so that results and manifests can be joined."""
+    name = f"{file.resolve().parent.name}.{file.stem}" if file.stem in PRECISIONS else file.stem
     return BUILD / "bench" / quote(device, safe=":@") / f"{name}.json"
 
 
@@ -133,7 +137,7 @@ def spec_of(arguments: argparse.Namespace) -> BenchSpec:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `bench`: measures, saves below build/bench, prints a row a file; 1 if one is not valid."""
-    spec = spec_of(arguments)
-    found = list(measured(files_of(arguments), arguments.device, spec))
+    spec, device = spec_of(arguments), connect(arguments.device)
+    found = list(measured(files_of(arguments), device, spec))
     print(table([load_result(path, BUILD) for path, _ in found]))
     return 0 if all(measurement.valid for _, measurement in found) else 1

@@ -32,7 +32,7 @@ from export.head import with_head
 from export.metadata import Metadata
 from export.runtime import Logits, Predictor, load_onnx_predictor, load_tflite_predictor
 from export.to_onnx import to_onnx
-from models.cost import cost_of, op_counts
+from models.cost import cost_of, deployed_ops, op_counts
 from models.normalisation import IMAGENET_MEAN, IMAGENET_STD, fold_normalisation
 from models.weights import load_weights, read_metadata, read_state, torchvision_keys
 from pipeline import manifest
@@ -164,6 +164,8 @@ def op_budget(variant: Variant, padding: str) -> dict[str, int]:
         "TRANSPOSE": 0,
         "RESHAPE": 0,
     }
+    for op, count in deployed_ops(variant.model, variant.alpha).items():
+        budget[op] = budget.get(op, 0) + count
     return {**budget, "PAD": 0} if padding == "tf" else budget
 
 
@@ -188,7 +190,8 @@ class _Job:
     def _onnx(self) -> Graph:
         self.say("model.onnx: exporting and checking against PyTorch")
         path, started = self.out / "model.onnx", time.perf_counter()
-        write_bytes(path, to_onnx(self.source.module, self.source.variant.resolution).SerializeToString())
+        model = to_onnx(models.deployed(self.source.module), self.source.variant.resolution)
+        write_bytes(path, model.SerializeToString())
         self.record.artifacts["onnx"] = Artifact.of(path, started)
         self._evaluate("onnx", load_onnx_predictor(path, normalise))
         self._check_parity("onnx", "pytorch", path)

@@ -45,6 +45,7 @@ from pipeline.data import (
     open_fashion_mnist_sample,
 )
 from pipeline.summary import aligned
+from quantize.diagnose import advise, diagnose, range_picture, worst
 from quantize.int8 import Io
 from quantize.recipes import RECIPES, Recipe, quantize
 
@@ -53,6 +54,7 @@ RESOLUTION = 224
 CALIBRATION_CROPS, TEST_CROPS = 256, 180  # per split; enough of each photograph, shared out evenly
 SMALLEST_SIDE, LARGEST_SIDE = 0.4, 1.0  # of a crop, as a part of the photograph's shorter side
 SEED = 20180113  # MobileNetV2's arXiv date
+DIAGNOSED = 16  # test crops
 CONFIDENT = 0.5  # softmax of the float network's first class
 
 
@@ -394,11 +396,12 @@ def table(measurements: Sequence[Measurement]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m pipeline.quality [SUBJECT] [--recipe NAME ... | --ablation]`: int8 against float."""
+    """`python -m pipeline.quality [SUBJECT] [--recipe NAME ...] [--ablation | --diagnose]`."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.quality", description=main.__doc__)
     parser.add_argument("subject", nargs="?", choices=SUBJECTS, default="v2")
     parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=["int8", "int8_full"])
     parser.add_argument("--ablation", action="store_true", help="every step of the default recipe on and off")
+    parser.add_argument("--diagnose", action="store_true", help="error by layer, and advice")
     parser.add_argument("--splits", type=int, nargs="+", help="numbers of the splits (default: all)")
     parser.add_argument("--out", type=Path, help="JSON file to write (default: build/quality/SUBJECT.json)")
     parsed = parser.parse_args(arguments)
@@ -410,8 +413,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def explain(subject: Subject, recipe: Recipe, number: int, picture: Path) -> str:
+    """Error of every layer, the worst ones and advice as text; the ranges go to `picture` as SVG."""
+    part = subject.splits[number]
+    graph = subject.graph()
+    model = quantize(graph, batched(normalise(part.calibration)), recipe, Io())
+    images = normalise(part.test[:: max(1, len(part.test) // DIAGNOSED)])
+    reports = diagnose(model.exact, model.graph, images)
+    write_text(picture, range_picture(graph, model.exact, images))
+    rows = [("layer", "operator", "SQNR dB", "clipped %", "shift", "unevenness")]
+    rows += [
+        (r.name, r.op, f"{r.sqnr_db:.1f}", f"{100 * r.clipped:.2f}", f"{r.shift:.3f}", f"{r.unevenness:.1f}")
+        for r in reports
+    ]
+    lines = [aligned(rows), f"most is lost at: {', '.join(report.name for report in worst(reports))}"]
+    for advice, names in advise(reports):
+        lines.append(f"{advice.symptom} ({', '.join(names[:4])}): {advice.cause}; {advice.remedy}")
+    return "\n".join(lines)
+
+
 def _report(parsed: argparse.Namespace) -> None:
     subject = SUBJECTS[parsed.subject]()
+    if parsed.diagnose:
+        print(explain(subject, RECIPES[parsed.recipe[0]], 0, FOLDER / f"{parsed.subject}.ranges.svg"))
+        return
     recipes = ablation() if parsed.ablation else {name: RECIPES[name] for name in parsed.recipe}
     numbers = range(len(subject.splits)) if parsed.splits is None else parsed.splits
     if wrong := [number for number in numbers if number not in range(len(subject.splits))]:

@@ -39,7 +39,7 @@ def _export(variant: Variant, folder: Path) -> None:
     images = normalise(pixels)
     module = models.build(variant.model, variant.alpha, NUM_CLASSES)
     _calibrate_norms(module, torch.from_numpy(images).permute(0, 3, 1, 2))
-    graph = run_passes(read_onnx(to_onnx(module, variant.resolution)), FLOAT_PASSES)
+    graph = run_passes(read_onnx(to_onnx(models.deployed(module), variant.resolution)), FLOAT_PASSES)
     calibration = Calibration([images], RECIPES["int8"], Io())
     with locked(folder):
         for precision in PRECISIONS:

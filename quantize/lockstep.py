@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor
-from export.lowerings import same_pads
+from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor, same_pads
 from export.run import Program
 from quantize.affine import WEIGHT_MAX, quantize_bias
 

@@ -1,4 +1,4 @@
-"""Real networks, exported once for all tests: small in width and resolution, batch norms as after training."""
+"""Real networks, exported once for all tests: narrow and of low resolution, batch norms as if trained."""
 
 from __future__ import annotations
 

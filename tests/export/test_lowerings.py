@@ -11,7 +11,8 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from export.lowerings import LOWERINGS, UnsupportedOp, same_pads
+from export.graph import same_pads
+from export.lowerings import LOWERINGS, UnsupportedOp
 from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import channels_last, read_onnx, refusals
 from export.run import Program

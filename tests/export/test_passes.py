@@ -141,7 +141,7 @@ def test_a_pass_that_breaks_the_graph_is_named() -> None:
     def forgets_a_tensor(graph: Graph) -> Graph:
         return Graph({"x": Tensor((1,))}, (Node("RELU", ("gone",), ("y",)),), ("x",), ("y",))
 
-    with pytest.raises(GraphError, match="forgets_a_tensor broke the graph: .*'gone'"):
+    with pytest.raises(GraphError, match=r"forgets_a_tensor broke the graph: .*'gone'"):
         run_passes(forgets_a_tensor(Graph({}, (), (), ())), [forgets_a_tensor])
 
 

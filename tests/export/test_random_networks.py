@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -165,7 +166,7 @@ def converted(model: onnx.ModelProto) -> Graph:
     return run_passes(read_onnx(model), FLOAT_PASSES)
 
 
-def run_file(graph: Graph, images: NDArray[np.generic]) -> NDArray[np.generic]:
+def run_file(graph: Graph, images: NDArray[Any]) -> NDArray[Any]:
     interpreter = Interpreter(model_content=write_tflite(graph), num_threads=1)
     interpreter.allocate_tensors()
     door, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]

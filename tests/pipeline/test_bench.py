@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from device_bench.device import load
 from export.read_tflite import read_tflite
 from pipeline import bench, untrained
 from pipeline.__main__ import main
-from pipeline.artifacts import sha256_of
+from pipeline.artifacts import UsageError, sha256_of
 from pipeline.variant import Variant
 
 SMALL = Variant("v1", 0.25, 32)
@@ -120,6 +121,8 @@ def test_a_damaged_model_is_told_by_class(here: Path, capfd: pytest.CaptureFixtu
 
 def test_results_of_a_variant_are_kept_by_its_name(here: Path) -> None:
     file = here / SMALL.name / "int8.tflite"
+    with pytest.raises(UsageError, match="would share a result file"):
+        bench.files_of(Namespace(targets=[str(file), str(file)], device="host"))
     assert bench._result_path(file, "host") == Path("build/bench/host/v1_0.25_32.int8.json")
     assert bench._result_path(Path("/elsewhere/model.tflite"), "adb:X") == Path(
         "build/bench/adb:X/model.json"

@@ -53,7 +53,7 @@ def mediapipe_python() -> Path:
 def classified(python: Path, file: Path, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
     """Scores and embeddings [N, classes] as MediaPipe gives them, in the order of the labels."""
     np.save(file.parent / "pixels.npy", pixels)
-    command = [python, "-c", CLIENT, file, file.parent / "pixels.npy"]
+    command = [str(python), "-c", CLIENT, str(file), str(file.parent / "pixels.npy")]
     done = subprocess.run(command, capture_output=True, check=True, timeout=120)
     named, vectors = json.loads(done.stdout.splitlines()[-1])
     scores = [[dict(found)[f"class {index}"] for index in range(CLASSES)] for found in named]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
 
 from export.graph import Graph
 from export.run import Program
@@ -29,6 +30,12 @@ def _runtime(graph: Graph, path: Path) -> Interpreter:
     return interpreter
 
 
+def _seen(program: Program, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    found: dict[str, NDArray[np.float32]] = {}
+    program(image[None], lambda name, values: found.update({name: values.numpy().copy()}))
+    return found
+
+
 @pytest.mark.parametrize("recipe", ["int8", "int8_full", "int8_per_tensor", "int8_min_max"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_int8_tensor_is_the_runtimes_to_one_step(name: str, recipe: str, tmp_path: Path) -> None:
@@ -39,13 +46,14 @@ def test_every_int8_tensor_is_the_runtimes_to_one_step(name: str, recipe: str, t
     for picture, image in zip(pixels(4, seed=9), images(4, seed=9), strict=True):
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[None])
         interpreter.invoke()
-        seen = {}
-        program(image[None], lambda tensor, values: seen.update({tensor: values.numpy().copy()}))
+        seen = _seen(program, image)
         for tensor, grid in program.grids.items():
             if tensor not in seen or tensor == graph.inputs[0]:
                 continue
             stored = interpreter.get_tensor(index[tensor]).astype(np.float64)
-            found = stored - graph.tensors[tensor].quantization.zero_point[0]
+            quantization = graph.tensors[tensor].quantization
+            assert quantization is not None
+            found = stored - quantization.zero_point[0]
             steps = np.abs(found - np.round(seen[tensor] / grid.scale))
             assert (steps <= 1).mean() >= WITHIN_ONE_STEP, f"{tensor} is off by up to {steps.max()} steps"
 
@@ -59,6 +67,7 @@ def test_logits_of_the_full_integer_graph_are_the_runtimes(name: str, tmp_path: 
     interpreter.allocate_tensors()
     expected = Program(graph)(images(16, seed=5))
     grid = graph.tensors["logits"].quantization
+    assert grid is not None
     for picture, logits in zip(pixels(16, seed=5), expected, strict=True):
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture[None])
         interpreter.invoke()
