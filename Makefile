@@ -59,6 +59,9 @@ curves: $(READY)  ## the grid of alpha and rho on a device, checked against the 
 report: $(READY)  ## one HTML page of all results, with the plots
 	@$(RUN) report
 
+quality: $(READY)  ## int8 against float on ImageNet photographs (v2) or Fashion-MNIST: MODEL
+	@$(BIN)python -m pipeline.quality "$$MODEL"
+
 tables: $(READY)  ## the papers' cost tables beside our counts: docs/tables.md
 	@$(RUN) tables
 
@@ -74,11 +77,12 @@ baseline: $(READY)  ## write baselines/ anew and print what changes
 doctor: $(READY)  ## what this machine can and cannot do, and what to install
 	@$(RUN) doctor
 
-check: $(READY)  ## what CI runs: format, lint, types, tests
+check: $(READY)  ## what CI runs: format, lint, types, tests, and the gate
 	$(BIN)ruff format --check
 	$(BIN)ruff check
 	$(BIN)mypy
 	$(BIN)pytest
+	$(RUN) gate
 
 test: $(READY)  ## the whole test suite
 	$(BIN)pytest
@@ -92,4 +96,4 @@ lock:  ## resolve the dependencies of pyproject.toml anew into requirements.lock
 clean:  ## remove what was built, and the caches; .venv stays
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup export train data evaluate inspect bench curves report tables emulator gate baseline doctor check test bench-export lock clean
+.PHONY: help setup export train data evaluate inspect bench curves report quality tables emulator gate baseline doctor check test bench-export lock clean
