@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -15,6 +16,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 settings.register_profile("alpharho", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("alpharho")
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NEEDED_PROGRAMS = {  # marker: programs, and the Debian packages that bring them
     "emulator": (("qemu-aarch64", "gcc"), "qemu-user gcc"),
