@@ -129,6 +129,8 @@ def op_version(node: Node, graph: Graph) -> int:
         return {np.dtype(np.float16): 3, np.dtype(np.uint8): 1}.get(dtypes[0], 2)
     if node.op == "QUANTIZE":
         return 2 if dtypes[0] in EIGHT_BIT else 1
+    if node.op == "FULLY_CONNECTED" and _multiplies_floats_per_channel(node, graph):
+        return 12  # runtimes before it ignore all scales but the first, and answer wrongly
     if node.op == "FULLY_CONNECTED" and node.attributes.get("keep_num_dims", False):
         return 5
     if node.op == "TRANSPOSE_CONV" and node.attributes["fused_activation_function"] != "NONE":
@@ -139,6 +141,12 @@ def op_version(node: Node, graph: Graph) -> int:
         return form.int8_version
     dilated = any(node.attributes.get(f"dilation_{side}_factor", 1) != 1 for side in "hw")
     return 2 if node.op in ("CONV_2D", "DEPTHWISE_CONV_2D") and dilated else form.float_version
+
+
+def _multiplies_floats_per_channel(node: Node, graph: Graph) -> bool:
+    source, weights = (graph.tensors[name] for name in node.inputs[:2])
+    per_channel = weights.quantization is not None and len(weights.quantization.scale) > 1
+    return source.dtype == np.float32 and weights.dtype == np.int8 and per_channel
 
 
 def _with_output_shapes(graph: Graph) -> Graph:

@@ -96,7 +96,7 @@ def test_a_model_is_timed_in_fresh_processes_under_noise(board: Board, model: Pa
     assert (taken.device.kind, taken.device.name) == ("ssh", "ssh://board")
     assert taken.runtime.name == "ai-edge-litert"
     assert taken.processes[0].affinity == taken.spec.affinity
-    assert board.left() == []
+    assert board.settled() == []
 
 
 def test_hostile_names_are_only_names(board: Board, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_aarch64_code_runs_at_the_other_end(tmp_path: Path, monkeypatch: pytest.
     model.write_bytes(int8_conv_model())
     with running(Board(tmp_path / "board", shlex.join(words)), monkeypatch) as board:
         taken = time_model(model)
-        assert board.left() == []
+        assert board.settled() == []
     assert (taken.device.machine, len(taken.processes[0].samples_ns)) == ("aarch64", 3)
     assert taken.runtime.name == "ai-edge-litert"
     assert (taken.model.inputs[0].dtype, taken.model.sha256) == (
@@ -258,7 +258,7 @@ def test_a_lost_connection_ends_the_run_on_the_device(
         failure(ResultClass.TRANSPORT_LOST, device.info)
         assert board.settled() == []
         assert device.info().cores == os.cpu_count()
-    assert board.left() == []
+    assert board.settled() == []
 
 
 def test_a_dead_guard_is_replaced_by_a_fresh_connection(board: Board) -> None:
@@ -272,7 +272,7 @@ def test_a_dead_guard_is_replaced_by_a_fresh_connection(board: Board) -> None:
 
     with connect("ssh://board") as device, when_reached(board, kill_guard_and_connections):
         failure(ResultClass.TRANSPORT_LOST, device.info)
-        assert board.left() == []
+        assert board.settled() == []
 
 
 def test_a_process_is_repeated_once_when_the_connection_breaks(board: Board, model: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_process_is_repeated_once_when_the_connection_breaks(board: Board, mod
     assert (taken.result, len(taken.processes)) == (ResultClass.OK, 2)
     (note,) = taken.reasons
     assert note.startswith("connection lost once, that process repeated: ")
-    assert board.left() == []
+    assert board.settled() == []
 
 
 def test_what_was_measured_before_the_loss_is_kept_and_marked(board: Board, model: Path) -> None:
@@ -344,7 +344,7 @@ def test_how_python_ended_decides_the_class(board: Board, hook: str, result: Res
     board.hook(hook)
     with connect("ssh://board") as device:
         assert found in failure(result, device.info).found
-    assert board.left() == []
+    assert board.settled() == []
 
 
 @pytest.mark.parametrize("hook", ["sleep 30", "trap '' TERM; sleep 30"], ids=["ends", "ignores SIGTERM"])
@@ -354,7 +354,7 @@ def test_the_device_itself_ends_a_hanging_run(board: Board, model: Path, hook: s
         error = failure(ResultClass.TIMEOUT, lambda: device.run(model, replace(QUICK, timeout_s=1)))
         assert error.found == "ended on the device after 1 s"
         assert [command for _, command in board.processes() if "sleep 30" in command] == []
-    assert board.left() == []
+    assert board.settled() == []
 
 
 def test_a_missing_runtime_is_met_with_advice(board: Board, model: Path) -> None:
@@ -379,7 +379,7 @@ def test_an_importable_runtime_that_cannot_load_a_model_is_none(board: Board, mo
     spec = replace(QUICK, runtime="tflite-runtime")
     error = failure(ResultClass.NO_RUNTIME, lambda: time_model(model, spec))
     assert "tflite-runtime: SystemError: returned a result with an exception set" in error.found
-    assert board.left() == []
+    assert board.settled() == []
 
 
 def test_a_model_that_the_runtime_refuses_is_not_a_lost_connection(board: Board, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_a_file_that_does_not_fit_is_no_space(board: Board, tmp_path: Path) -> N
     big.write_bytes(bytes(200_000))
     error = failure(ResultClass.NO_SPACE, lambda: time_model(big))
     assert "File too large" in error.found
-    assert board.left() == []
+    assert board.settled() == []
 
 
 def test_space_is_looked_at_before_anything_is_sent(board: Board, tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_one_harness_measures_at_a_time(board: Board) -> None:
         assert first.info().cores == os.cpu_count()
     with connect("ssh://board"):
         pass
-    assert board.left() == []
+    assert board.settled() == []
 
 
 @pytest.mark.parametrize("boot", ["this", "another"])
@@ -456,7 +456,7 @@ def test_of_those_who_find_a_dead_owner_one_takes_over(board: Board, boot: str) 
         device.__exit__(None, None, None)
     assert (len(entered), orphan.wait(timeout=10)) == (1, -signal.SIGKILL)
     assert all(found.startswith("another measurement is running there") for found in refused)
-    assert board.left() == []
+    assert board.settled() == []
 
 
 def test_a_folder_of_somebody_else_is_not_touched(board: Board, tmp_path: Path) -> None:
