@@ -82,7 +82,7 @@ def figures(folder: Path) -> tuple[Figure, ...]:
         Figure(
             "the same, 200 images, recipe int8_min_max", 15.0, 1, partial(with_calibration, "int8_min_max")
         ),
-        Figure("the same, 200 images, recipe int8", 60.0, 1, partial(with_calibration, "int8")),
+        Figure("the same, 200 images, recipe int8", 15.0, 1, partial(with_calibration, "int8")),
         Figure("make export MODEL=v3_small with shipped weights", 60.0, 1, whole_job),
     )
 
