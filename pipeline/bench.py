@@ -14,11 +14,9 @@ from device_bench.measure import measure
 from pipeline.artifacts import AlpharhoError, UsageError, sha256_of
 from pipeline.results import Result, load_result, path_of
 from pipeline.summary import aligned
-from pipeline.untrained import BASE_RESOLUTION, file_of
-from pipeline.variant import Variant
+from pipeline.untrained import file_of
+from pipeline.variant import BUILD, IMAGENET_RESOLUTION, PRECISIONS, Variant
 
-PRECISIONS = ("float32", "float16", "int8")
-BUILD = Path("build")
 SPEC_OPTIONS: Mapping[str, tuple[type, str]] = {  # fields of BenchSpec
     "threads": (int, "of the runtime (1)"),
     "processes": (int, "fresh processes a file (5, emulated 2)"),
@@ -62,7 +60,7 @@ def files_of(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
     if named and len(targets) > 1:
         raise UsageError(f"give one model or some .tflite files, not {' '.join(targets)}")
     if named:
-        variant = Variant.of(named[0], arguments.alpha, arguments.rho, BASE_RESOLUTION)
+        variant = Variant.of(named[0], arguments.alpha, arguments.rho, IMAGENET_RESOLUTION)
         return [
             (file_of(variant, precision, BUILD), path_of(BUILD, arguments.device, variant, precision))
             for precision in PRECISIONS

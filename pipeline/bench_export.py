@@ -23,8 +23,9 @@ import torch
 import models
 from export.to_onnx import to_onnx
 from export.write_tflite import write_tflite
-from pipeline.convert import PRECISIONS, Calibration, batched, convert_graph, load_graph
+from pipeline.convert import Calibration, batched, convert_graph, load_graph
 from pipeline.summary import aligned
+from pipeline.variant import PRECISIONS
 from quantize.float16 import FLOAT16_METADATA, to_float16
 from quantize.int8 import Io, to_int8
 from quantize.ranges import observe_ranges

@@ -13,7 +13,6 @@ from models.registry import MODELS
 from pipeline.artifacts import CheckError, UsageError
 from pipeline.manifest import Manifest
 from pipeline.results import (
-    PRECISIONS,
     CurveKey,
     Result,
     curves_of,
@@ -25,7 +24,7 @@ from pipeline.results import (
     size_of,
 )
 from pipeline.summary import aligned
-from pipeline.variant import Variant
+from pipeline.variant import PRECISIONS, Variant
 
 LIMITS = {"max_ms": Unit.MILLISECONDS, "max_minsn": Unit.INSTRUCTIONS}
 

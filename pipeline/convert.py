@@ -23,11 +23,11 @@ from export.write_tflite import write_tflite
 from pipeline import data
 from pipeline.artifacts import AlpharhoError, UsageError, locked, sha256_of, write_bytes, write_text
 from pipeline.manifest import FILE_NAME, Artifact, Conversion
+from pipeline.variant import PRECISIONS
 from quantize.float16 import FLOAT16_METADATA, to_float16
 from quantize.int8 import IO_TYPES, Io
 from quantize.recipes import RECIPES, Recipe, quantize
 
-PRECISIONS = ("float32", "float16", "int8")
 BATCH = 64
 VERIFIED_IMAGES = 64  # of the calibration images, the first ones
 CALIBRATION_IMAGES = 256

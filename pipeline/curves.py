@@ -15,14 +15,12 @@ from device_bench.device import Measurement, default_spec, load, save
 from models.registry import MODELS
 from pipeline.artifacts import CheckError, UsageError, sha256_of
 from pipeline.bench import measure_point
-from pipeline.results import PRECISIONS, curves_of, load_results, path_of, shown, size_of
+from pipeline.results import curves_of, load_results, path_of, shown, size_of
 from pipeline.summary import aligned
-from pipeline.variant import Variant
+from pipeline.variant import IMAGENET_RESOLUTION, PRECISIONS, Variant
 
 ALPHAS = (1.0, 0.75, 0.5, 0.25)
 RHOS = (1.0, 6 / 7, 5 / 7, 4 / 7)
-BASE_RESOLUTION = 224
-NUM_CLASSES = 1000
 
 MeasurePoint = Callable[[Variant, str], Measurement]
 """Measures a variant at a precision on the device: exports the file if there is none, and runs it."""
@@ -30,7 +28,7 @@ MeasurePoint = Callable[[Variant, str], Measurement]
 
 def grid(model: str) -> tuple[Variant, ...]:
     """The sixteen variants of V1's figure 4, widest and largest first. AlpharhoError for an unknown model."""
-    return tuple(Variant.of(model, alpha, rho, BASE_RESOLUTION) for alpha in ALPHAS for rho in RHOS)
+    return tuple(Variant.of(model, alpha, rho, IMAGENET_RESOLUTION) for alpha in ALPHAS for rho in RHOS)
 
 
 def measure_grid(model: str, device: str, build: Path, measure: MeasurePoint) -> None:

@@ -39,7 +39,6 @@ from pipeline import manifest
 from pipeline.artifacts import AlpharhoError, locked, sha256_of, write_bytes, write_text
 from pipeline.convert import (
     CALIBRATION_IMAGES,
-    PRECISIONS,
     Calibration,
     add_head_argument,
     add_io_arguments,
@@ -52,11 +51,10 @@ from pipeline.data import Dataset, Labels, Split, normalise, open_dataset
 from pipeline.evaluate import accuracy_of, agreement_of, module_predictor, predict
 from pipeline.manifest import Accuracy, Artifact, Manifest, Quantised, Weights
 from pipeline.summary import summary
-from pipeline.variant import Variant
+from pipeline.variant import BUILD, PRECISIONS, Variant
 from quantize.int8 import Io
 from quantize.recipes import RECIPES
 
-BUILD = Path("build")
 SHIPPED_WEIGHTS = Path(models.__file__).parent / "weights"
 
 

@@ -26,12 +26,12 @@ from device_bench.records import from_plain, read_json, to_plain, write_json
 from export.runtime import load_tflite_predictor
 from models.weights import read_metadata
 from pipeline.artifacts import AlpharhoError, CheckError
-from pipeline.convert import PRECISIONS
 from pipeline.data import normalise, open_dataset
 from pipeline.evaluate import predict
-from pipeline.job import BUILD, SHIPPED_WEIGHTS, Request, export
+from pipeline.job import SHIPPED_WEIGHTS, Request, export
 from pipeline.manifest import Manifest
 from pipeline.summary import aligned
+from pipeline.variant import BUILD, PRECISIONS
 
 BASELINES = Path(__file__).resolve().parent.parent / "baselines"
 ACCURACY, INSTRUCTIONS = BASELINES / "accuracy.json", BASELINES / "instructions.json"

@@ -23,9 +23,8 @@ from device_bench.statistics import Summary, summarize
 from models.cost import cost_of
 from pipeline import manifest as manifests
 from pipeline.manifest import Manifest
-from pipeline.variant import Variant
+from pipeline.variant import PRECISIONS, Variant
 
-PRECISIONS = ("float32", "float16", "int8")
 _NAME = re.compile(rf"(\w+)_(\d+\.\d+)_(\d+)\.({'|'.join(PRECISIONS)})")
 
 

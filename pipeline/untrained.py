@@ -12,14 +12,12 @@ from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import read_onnx
 from export.to_onnx import to_onnx
 from pipeline.artifacts import locked, write_bytes
-from pipeline.convert import PRECISIONS, Calibration, convert_graph
+from pipeline.convert import Calibration, convert_graph
 from pipeline.data import normalise, open_fashion_mnist_sample
-from pipeline.variant import Variant
+from pipeline.variant import IMAGENET_CLASSES, PRECISIONS, Variant
 from quantize.int8 import Io
 from quantize.recipes import RECIPES
 
-NUM_CLASSES = 1000
-BASE_RESOLUTION = 224
 IMAGES = 8
 SEED = 0
 
@@ -37,7 +35,7 @@ def _export(variant: Variant, folder: Path) -> None:
     torch.manual_seed(SEED)
     pixels, _ = open_fashion_mnist_sample().calibration.take(range(IMAGES), variant.resolution)
     images = normalise(pixels)
-    module = models.build(variant.model, variant.alpha, NUM_CLASSES)
+    module = models.build(variant.model, variant.alpha, IMAGENET_CLASSES)
     _calibrate_norms(module, torch.from_numpy(images).permute(0, 3, 1, 2))
     graph = run_passes(read_onnx(to_onnx(models.deployed(module), variant.resolution)), FLOAT_PASSES)
     calibration = Calibration([images], RECIPES["int8"], Io())

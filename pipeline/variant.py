@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import models
 from pipeline.artifacts import AlpharhoError
+
+BUILD = Path("build")
+PRECISIONS = ("float32", "float16", "int8")
+IMAGENET_CLASSES = 1000
+IMAGENET_RESOLUTION = 224
 
 
 @dataclass(frozen=True, slots=True)

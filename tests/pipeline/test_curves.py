@@ -10,8 +10,8 @@ import pytest
 from device_bench.device import Measurement, ResultClass, load, save
 from pipeline import curves
 from pipeline.artifacts import CheckError, UsageError
-from pipeline.results import PRECISIONS, path_of
-from pipeline.variant import Variant
+from pipeline.results import path_of
+from pipeline.variant import PRECISIONS, Variant
 from tests.pipeline.recorded import A72, PIXEL, counted, published_ms, save_counts, sha256_of_name, timed
 
 
