@@ -171,6 +171,15 @@ class Graph:
                 )
 
 
+def strides_and_dilations(node: Node) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The (H, W) strides and dilations of a convolution, from its attributes."""
+    stride, dilation = (
+        (int(node.attributes[f"{key}_h{tail}"]), int(node.attributes[f"{key}_w{tail}"]))  # type: ignore[arg-type]  # integers
+        for key, tail in (("stride", ""), ("dilation", "_factor"))
+    )
+    return stride, dilation
+
+
 def same_pads(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int, int, int]:

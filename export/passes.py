@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Array, Graph, GraphError, Node, Tensor, same_pads
+from export.builder import NO_ACTIVATION
+from export.graph import WEIGHTED, Array, Graph, GraphError, Node, Tensor, same_pads, strides_and_dilations
 from export.hard_functions import clamp_of, hard_swish_input
-from export.lowerings import NO_ACTIVATION
+from export.rearrangements import merge_rearrangements
 
 Pass = Callable[[Graph], Graph]
 
@@ -345,6 +346,7 @@ FLOAT_PASSES: tuple[Pass, ...] = (
     clamps_to_activations,
     recognise_hard_functions,
     merge_transposes,
+    merge_rearrangements,
     fold_pads,
     sink_reshapes,
     merge_reshapes,
@@ -373,11 +375,7 @@ def _reshaped_operand(walk: Rewriter, node: Node) -> int | None:
 
 
 def _same_paddings(node: Node, source: Sequence[int], weights: Sequence[int]) -> Array:
-    pairs = [
-        tuple(int(node.attributes[f"{key}_{side}{tail}"]) for side in "hw")  # type: ignore[arg-type]  # integers
-        for key, tail in (("stride", ""), ("dilation", "_factor"))
-    ]
-    top, left, bottom, right = same_pads(source[1:3], weights[1:3], *pairs)
+    top, left, bottom, right = same_pads(source[1:3], weights[1:3], *strides_and_dilations(node))
     return np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
 
 

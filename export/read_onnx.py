@@ -12,8 +12,10 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from export.builder import Builder
 from export.graph import Array, Graph, GraphError, Tensor
-from export.lowerings import LOWERINGS, REPLACE_OP, Builder, Layout, OnnxNode, UnsupportedOp
+from export.lowerings import LOWERINGS
+from export.registry import REPLACE_OP, Layout, OnnxNode, UnsupportedOp
 from pipeline.artifacts import AlpharhoError
 
 PASS_THROUGH = ("Identity", "Dropout", "Cast")  # a Cast of what is float32 to float32
@@ -165,7 +167,8 @@ class _Reader:
         self.alias: dict[str, str] = {}
         self.stored: dict[str, str] = {}  # the graph tensor of a value, where it has another name
         self.last: set[str] = set()
-        self.out = Builder()
+        self.leaning = _leads_to_images(model)
+        self.out = Builder(value for node in model.graph.node for value in node.output)
         self.refused: list[UnsupportedOp] = []
 
     def read(self) -> Graph:
@@ -216,8 +219,11 @@ class _Reader:
             return
         rule = LOWERINGS.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx"):
+            reason = (
+                "it computes no float32" if node.op_type in PASS_THROUGH else "no such operator is supported"
+            )
             raise UnsupportedOp(
-                f"ONNX node {name!r} ({node.op_type}) cannot be converted: no such operator is supported; "
+                f"ONNX node {name!r} ({node.op_type}) cannot be converted: {reason}; "
                 f"{REPLACE_OP} (docs/supported_ops.md lists those that are)"
             )
         self._lower(node, name, attributes, rule.layout)
@@ -276,6 +282,7 @@ class _Reader:
         values = {name: self.constants[self._resolved(name)] for name in node.input if name}
         results: Any = ReferenceEvaluator(_single_node_model(node, self.opset)).run(None, values)
         self.constants.update(zip(node.output, map(np.asarray, results), strict=True))
+        self.out.reserved.difference_update(node.output)
         return True
 
     def _lower(self, node: onnx.NodeProto, name: str, attributes: dict[str, Any], layout: Layout) -> None:
@@ -284,11 +291,8 @@ class _Reader:
         follows = layout is Layout.FOLLOW
         ranks = [len(self._shape(value)) for value in values if value]
         rank = max(ranks) if follows else ranks[0]
-        if follows and any(len(self._shape(v)) < rank for v in values if v and v not in self.constants):
-            raise UnsupportedOp(
-                f"ONNX node {name!r} ({node.op_type}) cannot be converted: its operands have {ranks} "
-                "dimensions; unsqueeze the computed ones to the same number"
-            )
+        if follows:
+            values = [self._with_rank(value, rank, name, node.op_type) for value in values]
         constants = tuple(self._constant(value, rank, last and follows) for value in values)
         operands = tuple(self._operand(value, last, rank if follows else 0) for value in values)
         shapes = tuple(self._shape(value) for value in node.output if value)
@@ -315,7 +319,9 @@ class _Reader:
         computed = [value for value in values if value and value not in self.constants]
         if layout is Layout.ANCHOR:
             return True
-        return layout is not Layout.BARRIER and any(value in self.last for value in computed)
+        if layout is Layout.BARRIER:
+            return False
+        return any(value in self.last or value in self.leaning for value in computed)
 
     def _constant(self, value: str, rank: int, last: bool) -> Array | None:
         """The constant in its node's layout: aligned to `rank`, permuted when the node is channels last."""
@@ -341,6 +347,22 @@ class _Reader:
         if array.dtype in (np.float64, np.float16):
             array = array.astype(np.float32)
         return self.out.constant(value, np.atleast_1d(array)) if rank else value
+
+    def _with_rank(self, value: str, rank: int, name: str, op: str) -> str:
+        """A computed value with as many axes as the operand that it is combined with, by RESHAPE."""
+        if not value or value in self.constants or len(self._shape(value)) == rank:
+            return value
+        shape = self._shape(value)
+        if shape[:1] != (1,):
+            raise UnsupportedOp(
+                f"ONNX node {name!r} ({op}) cannot be converted: its operand {value!r} of shape "
+                f"{list(shape)} has no batch axis; unsqueeze it to {rank} axes"
+            )
+        wide = f"{value}/of_{rank}_axes"
+        if wide not in self.shapes:
+            self.shapes[wide] = (*(1,) * (rank - len(shape)), *shape)
+            self.out.reshape(self._operand(value, last=False), self.shapes[wide], wide)
+        return wide
 
     def _transposed(self, value: str, last: bool) -> str:
         name = f"{value}/{'channels_last' if last else 'channels_first'}"
@@ -372,6 +394,23 @@ class _Reader:
                 f"the shape of {value!r} is not static; export the model with fixed sizes, or simplify it"
             )
         return self.shapes[value]
+
+
+def _leads_to_images(model: onnx.ModelProto) -> set[str]:
+    """Values of Reshapes and their like that are images again further on, so better channels last at once."""
+    wanted: set[str] = set()
+    leaning: set[str] = set()
+    for node in reversed(model.graph.node):
+        rule = LOWERINGS.get(node.op_type)
+        layout = Layout.FOLLOW if node.op_type in PASS_THROUGH else rule.layout if rule is not None else None
+        leads = any(value in wanted for value in node.output)
+        if layout is Layout.ANCHOR:
+            wanted.update(node.input[:1])
+        elif leads and layout in (Layout.FOLLOW, Layout.REMAP):
+            wanted.update(node.input)
+        elif leads and layout is Layout.BARRIER:
+            leaning.update(node.output)
+    return leaning & wanted
 
 
 def _static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

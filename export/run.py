@@ -24,7 +24,7 @@ from export.integer import (
     requantization_ratio,
     requantized,
 )
-from export.lowerings import bilinear_points, nearest_pixels
+from export.resize import bilinear_points, nearest_pixels
 from pipeline.artifacts import AlpharhoError
 
 Observer = Callable[[str, torch.Tensor], None]
@@ -305,8 +305,11 @@ def _slice(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
 
 def _strided_slice(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:
     x, *parts = operands
-    begin, end, step = (part.tolist()[1:] for part in parts)
-    return x[(slice(None), *(slice(*cut) for cut in zip(begin, end, step, strict=True)))]
+    cuts = zip(x.shape, *(part.tolist() for part in parts), strict=True)
+    for axis, (size, begin, end, step) in list(enumerate(cuts))[1:]:
+        chosen = torch.tensor(range(begin, end if end >= 0 else end + size, step))
+        x = x.index_select(axis, chosen.to(x.device))
+    return x
 
 
 def _transposed_convolution(operands: Operands, attributes: Mapping[str, Any]) -> torch.Tensor:

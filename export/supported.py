@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from export.lowerings import LOWERINGS, Layout
+from export.lowerings import LOWERINGS
 from export.read_onnx import OPSETS, PASS_THROUGH
+from export.registry import Layout
 from pipeline.artifacts import write_text
 
 PAGE = Path("docs") / "supported_ops.md"

@@ -1,14 +1,13 @@
 """Graph to the bytes of a .tflite file (TFLite flatbuffer schema v3).
 
 The same graph gives the same bytes. Constants are stored inline, 16-byte aligned as the schema's
-`force_align` asks. Operator versions are the oldest that describe the operator, so that old runtimes load the
-file.
+`force_align` asks. Operator versions are the oldest that are right, so that old runtimes load the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import flatbuffers
@@ -16,53 +15,45 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from export.graph import Array, Attribute, Graph, Node, Quantization, Tensor
+from export.op_versions import op_version
 from pipeline.artifacts import AlpharhoError
 
 SIGNATURE = "serving_default"
 
 
-@dataclass(frozen=True, slots=True)
-class OpFormat:
-    """How one operator is stored: its options table and its version with float and with 8-bit tensors."""
-
-    options: str | None
-    float_version: int = 1
-    int8_version: int = 2
-
-
 # fmt: off
-OP_FORMATS = {
-    "ADD":                     OpFormat("AddOptions"),
-    "AVERAGE_POOL_2D":         OpFormat("Pool2DOptions"),
-    "CONCATENATION":           OpFormat("ConcatenationOptions"),
-    "CONV_2D":                 OpFormat("Conv2DOptions", int8_version=3),
-    "DEPTHWISE_CONV_2D":       OpFormat("DepthwiseConv2DOptions", int8_version=3),
-    "DEQUANTIZE":              OpFormat("DequantizeOptions"),
-    "DIV":                     OpFormat("DivOptions"),
-    "FULLY_CONNECTED":         OpFormat("FullyConnectedOptions", int8_version=4),
-    "HARD_SWISH":              OpFormat("HardSwishOptions", int8_version=1),
-    "LEAKY_RELU":              OpFormat("LeakyReluOptions"),
-    "LOGISTIC":                OpFormat(None),
-    "MAXIMUM":                 OpFormat("MaximumMinimumOptions"),
-    "MAX_POOL_2D":             OpFormat("Pool2DOptions"),
-    "MEAN":                    OpFormat("ReducerOptions"),
-    "MINIMUM":                 OpFormat("MaximumMinimumOptions"),
-    "MUL":                     OpFormat("MulOptions"),
-    "PAD":                     OpFormat("PadOptions"),
-    "PRELU":                   OpFormat(None, int8_version=1),
-    "QUANTIZE":                OpFormat("QuantizeOptions"),
-    "RELU":                    OpFormat(None),
-    "RELU6":                   OpFormat(None),
-    "RESHAPE":                 OpFormat("ReshapeOptions", int8_version=1),
-    "RESIZE_BILINEAR":         OpFormat("ResizeBilinearOptions"),
-    "RESIZE_NEAREST_NEIGHBOR": OpFormat("ResizeNearestNeighborOptions"),
-    "SLICE":                   OpFormat("SliceOptions"),
-    "SOFTMAX":                 OpFormat("SoftmaxOptions"),
-    "STRIDED_SLICE":           OpFormat("StridedSliceOptions"),
-    "SUB":                     OpFormat("SubOptions"),
-    "TANH":                    OpFormat(None),
-    "TRANSPOSE":               OpFormat("TransposeOptions"),
-    "TRANSPOSE_CONV":          OpFormat("TransposeConvOptions", float_version=3, int8_version=3),
+OPTIONS = {  # the options table of every operator
+    "ADD":                     "AddOptions",
+    "AVERAGE_POOL_2D":         "Pool2DOptions",
+    "CONCATENATION":           "ConcatenationOptions",
+    "CONV_2D":                 "Conv2DOptions",
+    "DEPTHWISE_CONV_2D":       "DepthwiseConv2DOptions",
+    "DEQUANTIZE":              "DequantizeOptions",
+    "DIV":                     "DivOptions",
+    "FULLY_CONNECTED":         "FullyConnectedOptions",
+    "HARD_SWISH":              "HardSwishOptions",
+    "LEAKY_RELU":              "LeakyReluOptions",
+    "LOGISTIC":                None,
+    "MAXIMUM":                 "MaximumMinimumOptions",
+    "MAX_POOL_2D":             "Pool2DOptions",
+    "MEAN":                    "ReducerOptions",
+    "MINIMUM":                 "MaximumMinimumOptions",
+    "MUL":                     "MulOptions",
+    "PAD":                     "PadOptions",
+    "PRELU":                   None,
+    "QUANTIZE":                "QuantizeOptions",
+    "RELU":                    None,
+    "RELU6":                   None,
+    "RESHAPE":                 "ReshapeOptions",
+    "RESIZE_BILINEAR":         "ResizeBilinearOptions",
+    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
+    "SLICE":                   "SliceOptions",
+    "SOFTMAX":                 "SoftmaxOptions",
+    "STRIDED_SLICE":           "StridedSliceOptions",
+    "SUB":                     "SubOptions",
+    "TANH":                    None,
+    "TRANSPOSE":               "TransposeOptions",
+    "TRANSPOSE_CONV":          "TransposeConvOptions",
 }
 # fmt: on
 
@@ -74,7 +65,6 @@ TENSOR_TYPES = {
     np.dtype(np.int32): schema.TensorType.INT32,
     np.dtype(np.int64): schema.TensorType.INT64,
 }
-EIGHT_BIT = (np.dtype(np.int8), np.dtype(np.uint8))
 NAMED_ATTRIBUTES = {"padding": schema.Padding, "fused_activation_function": schema.ActivationFunctionType}
 
 
@@ -119,34 +109,6 @@ def write_tflite(
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
-
-
-def op_version(node: Node, graph: Graph) -> int:
-    """The oldest version of the operator that fits this node's types and attributes (`op_version.cc`)."""
-    form = OP_FORMATS[node.op]
-    dtypes = [graph.tensors[name].dtype for name in (*node.inputs, *node.outputs) if name]
-    if node.op == "DEQUANTIZE":
-        return {np.dtype(np.float16): 3, np.dtype(np.uint8): 1}.get(dtypes[0], 2)
-    if node.op == "QUANTIZE":
-        return 2 if dtypes[0] in EIGHT_BIT else 1
-    if node.op == "FULLY_CONNECTED" and _multiplies_floats_per_channel(node, graph):
-        return 12  # runtimes before it ignore all scales but the first, and answer wrongly
-    if node.op == "FULLY_CONNECTED" and node.attributes.get("keep_num_dims", False):
-        return 5
-    if node.op == "TRANSPOSE_CONV" and node.attributes["fused_activation_function"] != "NONE":
-        return 4
-    if node.op.startswith("RESIZE_") and node.attributes["half_pixel_centers"]:
-        return 3
-    if any(dtype in EIGHT_BIT for dtype in dtypes):
-        return form.int8_version
-    dilated = any(node.attributes.get(f"dilation_{side}_factor", 1) != 1 for side in "hw")
-    return 2 if node.op in ("CONV_2D", "DEPTHWISE_CONV_2D") and dilated else form.float_version
-
-
-def _multiplies_floats_per_channel(node: Node, graph: Graph) -> bool:
-    source, weights = (graph.tensors[name] for name in node.inputs[:2])
-    per_channel = weights.quantization is not None and len(weights.quantization.scale) > 1
-    return source.dtype == np.float32 and weights.dtype == np.int8 and per_channel
 
 
 def _with_output_shapes(graph: Graph) -> Graph:
@@ -194,15 +156,13 @@ def _quantization(quantization: Quantization) -> Any:
 
 
 def _operator(node: Node, graph: Graph, index: Mapping[str, int], codes: dict[tuple[str, int], int]) -> Any:
-    if node.op not in OP_FORMATS:
-        raise AlpharhoError(
-            f"{node.op} {node.output!r} has no TFLite form; known are {', '.join(OP_FORMATS)}"
-        )
+    if node.op not in OPTIONS:
+        raise AlpharhoError(f"{node.op} {node.output!r} has no TFLite form; known are {', '.join(OPTIONS)}")
     stored = schema.OperatorT()
     stored.opcodeIndex = codes.setdefault((node.op, op_version(node, graph)), len(codes))
     stored.inputs = [index[name] if name else -1 for name in node.inputs]
     stored.outputs = [index[name] for name in node.outputs]
-    options = OP_FORMATS[node.op].options
+    options = OPTIONS[node.op]
     if options is not None:
         stored.builtinOptionsType = getattr(schema.BuiltinOptions, options)
         stored.builtinOptions = _options(getattr(schema, f"{options}T")(), node.attributes)

@@ -11,8 +11,10 @@ import pytest
 from export.graph import Graph, GraphError, Node, Tensor
 from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import read_onnx
+from export.rearrangements import merge_rearrangements
 from export.run import Program
 from tests.export.graphs import SHAPE, node, onnx_model, random
+from tests.export.variants import VARIANTS
 
 CONV = node("Conv", "x", "w", "b", output="c", kernel_shape=[3, 3], pads=[1] * 4)
 WEIGHTS = {"w": random(5, 6, 3, 3), "b": random(5)}
@@ -159,3 +161,56 @@ def test_a_pass_that_breaks_the_graph_is_named() -> None:
 def test_a_malformed_graph_is_named(graph: Graph, found: str) -> None:
     with pytest.raises(GraphError, match=found):
         graph.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "ops"),
+    [
+        ("shuffle of two groups", {"CONV_2D": 2, "RESHAPE": 2, "TRANSPOSE": 2}),
+        ("shuffle of three groups", {"CONV_2D": 2, "RESHAPE": 2, "TRANSPOSE": 2}),
+        (
+            "channels last",
+            {"ADD": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "MEAN": 1, "PAD": 1},
+        ),
+    ],
+)
+def test_a_detour_through_another_order_is_cut_short(name: str, ops: dict[str, int]) -> None:
+    """One TRANSPOSE for a shuffle and one for the ONNX order of the result; none around NHWC networks."""
+    assert run_passes(read_onnx(VARIANTS[name]), FLOAT_PASSES).op_counts() == ops
+
+
+def rearranged(*steps: tuple[str, tuple[int, ...]]) -> tuple[Graph, Graph]:
+    """A chain from [1, 4, 6, 5], before and after it is merged."""
+    shape: tuple[int, ...] = (1, 4, 6, 5)
+    tensors, nodes, name = {"x": Tensor(shape)}, [], "x"
+    for place, (op, values) in enumerate(steps):
+        shape = values if op == "RESHAPE" else tuple(shape[axis] for axis in values)
+        result = f"t{place}"
+        tensors |= {f"c{place}": Tensor.constant(np.array(values, np.int32)), result: Tensor(shape)}
+        attributes = {"new_shape": values} if op == "RESHAPE" else {}
+        nodes.append(Node(op, (name, f"c{place}"), (result,), attributes))
+        name = result
+    graph = Graph(tensors, tuple(nodes), ("x",), (name,))
+    return graph, run_passes(graph, [merge_rearrangements])
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([("TRANSPOSE", (0, 3, 1, 2)), ("TRANSPOSE", (0, 2, 3, 1))], ["RESHAPE"]),
+        ([("TRANSPOSE", (0, 3, 1, 2)), ("RESHAPE", (1, 5, 24)), ("TRANSPOSE", (0, 2, 1))], ["RESHAPE"]),
+        ([("RESHAPE", (1, 24, 5)), ("TRANSPOSE", (0, 2, 1)), ("RESHAPE", (1, 5, 4, 6))], None),
+        (
+            [("TRANSPOSE", (0, 2, 1, 3)), ("RESHAPE", (1, 2, 3, 20)), ("TRANSPOSE", (0, 3, 2, 1))],
+            ["RESHAPE", "TRANSPOSE", "RESHAPE"],
+        ),
+        ([("TRANSPOSE", (0, 2, 1, 3)), ("RESHAPE", (1, 8, 15)), ("TRANSPOSE", (0, 2, 1))], None),
+    ],
+)
+def test_a_chain_of_rearrangements_becomes_the_shortest(
+    steps: list[tuple[str, tuple[int, ...]]], left: list[str] | None
+) -> None:
+    before, after = rearranged(*steps)
+    values = np.arange(2 * 120, dtype=np.float32).reshape(2, 4, 6, 5)
+    np.testing.assert_array_equal(Program(after)(values), Program(before)(values))
+    assert [entry.op for entry in after.nodes] == (left or [op for op, _ in steps])
