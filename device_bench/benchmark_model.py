@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from device_bench.device import BenchSpec, DeviceError, ResultClass
-from device_bench.process import signal_name
+from device_bench.process import death
 from device_bench.runner_client import last_lines
 
 SOURCE = (
@@ -90,8 +90,7 @@ def failure(code: int, text: str) -> DeviceError:
     128 + n for death by signal n.
     """
     log = last_lines(text)
-    if code > 128:
-        name = signal_name(code - 128)
+    if name := death(code):
         found = f"benchmark_model ended by {name}"
         return DeviceError(ResultClass.CRASHED, found, remedy=_CRASHES.get(name, ""), log=log)
     if code in _EXIT_CODES:

@@ -178,12 +178,6 @@ def connect(name: str) -> Device:
     return EmulatedDevice(core=core)
 
 
-def count_instructions(model: Path, core: str, runtime: str = RUNTIME) -> Measurement:
-    """Instructions of one inference on `core`, counted twice; not yet judged. Raises DeviceError."""
-    with EmulatedDevice(core=core) as device:
-        return device.run(model, BenchSpec(processes=2, timeout_s=600, runtime=runtime))
-
-
 def outputs(model: Path, inputs: Path, result: Path, core: str, runtime: str = RUNTIME) -> None:
     """`result`: the model's first output for each row of the .npy file `inputs`, by the kernels of `core`."""
     with EmulatedDevice(core=core) as device:

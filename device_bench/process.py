@@ -64,8 +64,14 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         process.communicate()
 
 
-def signal_name(number: int) -> str:
-    """SIGSEGV for 11; the number itself where the system has no name for it."""
+def death(code: int) -> str | None:
+    """The signal that ended a process, by its exit code: SIGSEGV for -11, or 139 as a shell or emulator says.
+
+    None for an end of its own, such as exit code 255.
+    """
+    number = -code if code < 0 else code - 128
+    if not 0 < number <= signal.SIGRTMAX:
+        return None
     try:
         return signal.Signals(number).name
     except ValueError:

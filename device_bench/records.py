@@ -66,6 +66,8 @@ def _decode(kind: Any, plain: Any, where: str) -> Any:
         return _decode_record(kind, plain, where)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _decode_enum(kind, plain, where)
+    if kind is object:  # JSON as it is
+        return plain
     if kind is float and type(plain) is int:
         return float(plain)
     if type(plain) is not kind:

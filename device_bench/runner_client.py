@@ -23,7 +23,7 @@ from device_bench.device import (
     RuntimeInfo,
     as_device_error,
 )
-from device_bench.process import Finished, signal_name
+from device_bench.process import Finished, death
 from device_bench.records import RecordError, from_plain, to_plain
 from pipeline.artifacts import AlpharhoError, sha256_of
 
@@ -91,10 +91,8 @@ def answer_of(finished: Finished, asked: Request) -> dict[str, Any]:
     answer = answer_in(finished.out, asked.nonce)
     if answer is not None:
         return accepted(answer, log)
-    # An emulator reports the death of its guest as 128 + the signal's number.
-    number = -finished.code if finished.code < 0 else finished.code - 128
-    if number > 0:
-        raise DeviceError(ResultClass.CRASHED, f"ended by {signal_name(number)}", log=log)
+    if name := death(finished.code):
+        raise DeviceError(ResultClass.CRASHED, f"ended by {name}", log=log)
     found = f"exit code {finished.code}, no answer; its last line: {log.splitlines()[-1:] or 'none'}"
     raise DeviceError(ResultClass.PARSE_ERROR, found, log=log)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -178,8 +177,6 @@ def _raise_unanswered(finished: Finished, elapsed_s: float, seconds: int) -> Non
         found = printable(log.rpartition("\n")[2]) or f"exit code {finished.code}"
         remedy = "install Python 3.8 or newer there (Debian: sudo apt-get install python3-venv)"
         raise DeviceError(ResultClass.NO_RUNTIME, found, remedy=remedy, log=log)
-    if finished.code > 128 + signal.SIGRTMAX:
-        raise DeviceError(ResultClass.PARSE_ERROR, f"exit code {finished.code}, no answer", log=log)
 
 
 # --- whether the samples can be trusted: what only ssh devices show; `measure.py` has the rest --------------

@@ -106,11 +106,8 @@ def drift(samples: Samples) -> float | None:
 def median_interval(groups: Sequence[Samples], draws: int = DRAWS, seed: int = SEED) -> tuple[float, float]:
     """95 % interval of the pooled median by hierarchical bootstrap: processes, then their samples."""
     rng = np.random.default_rng(seed)
-    medians = np.empty(draws)
-    for draw in range(draws):
-        chosen = rng.integers(len(groups), size=len(groups))
-        medians[draw] = np.median(np.concatenate([_resampled(groups[index], rng) for index in chosen]))
-    return _interval(medians)
+    chosen = rng.integers(len(groups), size=(draws, len(groups)))
+    return _interval(_resampled_medians(groups, chosen, rng))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,20 +143,40 @@ def ratio_interval(
 ) -> tuple[float, float, float]:
     """Median over blocks of median(B) / median(A), and its 95 % interval by hierarchical bootstrap."""
     rng = np.random.default_rng(seed)
-    ratios = np.empty(draws)
-    for draw in range(draws):
-        chosen = rng.integers(len(pairs), size=len(pairs))
-        resampled = [(_resampled(pairs[index][0], rng), _resampled(pairs[index][1], rng)) for index in chosen]
-        ratios[draw] = _median_ratio(resampled)
-    return _median_ratio(pairs), *_interval(ratios)
+    chosen = rng.integers(len(pairs), size=(draws * len(pairs), 1))
+    a, b = (_resampled_medians([pair[side] for pair in pairs], chosen, rng) for side in (0, 1))
+    ratios = np.median((b / a).reshape(draws, len(pairs)), axis=1)
+    found = float(np.median([np.median(b) / np.median(a) for a, b in pairs]))
+    return found, *_interval(ratios)
 
 
-def _median_ratio(pairs: Sequence[tuple[Samples, Samples]]) -> float:
-    return float(np.median([np.median(b) / np.median(a) for a, b in pairs]))
+def _resampled_medians(
+    groups: Sequence[Samples], chosen: NDArray[np.int64], rng: np.random.Generator
+) -> Samples:
+    """For each row of `chosen`, the median of these groups, each drawn anew with replacement, together.
 
-
-def _resampled(samples: Samples, rng: np.random.Generator) -> Samples:
-    return samples[rng.integers(len(samples), size=len(samples))]
+    It is found by halving, without drawing each value: how many of those in a range lie in its lower half is
+    binomial. Of an even number of values, one of the two in the middle.
+    """
+    sizes = np.array([len(group) for group in groups])
+    pooled = np.concatenate(groups)
+    order = np.argsort(pooled)
+    owners = np.repeat(np.arange(len(groups)), sizes)[order]
+    below = np.zeros((len(groups), len(pooled) + 1), np.int64)
+    np.cumsum(owners == np.arange(len(groups))[:, None], axis=1, out=below[:, 1:])
+    inside = sizes[chosen]
+    wanted = (inside.sum(1) - rng.integers(2, size=len(chosen))) // 2
+    low, high = np.zeros(len(chosen), np.int64), np.full(len(chosen), len(pooled))
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        first, half, last = (below[chosen, edge[:, None]] for edge in (low, middle, high))
+        lower = rng.binomial(inside, (half - first) / np.maximum(last - first, 1))
+        count = lower.sum(1)
+        down = wanted < count
+        low, high = np.where(down, low, middle), np.where(down, middle, high)
+        inside = np.where(down[:, None], lower, inside - lower)
+        wanted = np.where(down, wanted, wanted - count)
+    return np.asarray(pooled[order][low])
 
 
 def _interval(drawn: Samples) -> tuple[float, float]:

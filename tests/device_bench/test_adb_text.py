@@ -109,7 +109,7 @@ def test_an_ignored_flag_is_refused_by_name() -> None:
         (132, "", ResultClass.CRASHED, "built for this CPU"),
         (137, "", ResultClass.CRASHED, "free memory"),
         (134, "", ResultClass.CRASHED, "SIGABRT"),
-        (255, "", ResultClass.CRASHED, "signal 127"),
+        (255, "", ResultClass.CRASHED, "exit code 255"),
         (124, "Loaded model m", ResultClass.TIMEOUT, "Loaded model m"),
         (126, "sh: ./b: not executable: 64-bit ELF file", ResultClass.NO_RUNTIME, "64-bit ELF"),
         (127, "", ResultClass.NO_RUNTIME, "nothing printed"),

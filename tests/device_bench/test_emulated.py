@@ -141,8 +141,8 @@ def test_models_the_runtime_refuses(
     need_emulator()
     model = tmp_path / "m.tflite"
     model.write_bytes(content)
-    with pytest.raises(DeviceError) as caught:
-        emulated.count_instructions(model, "cortex-a53", runtime)
+    with pytest.raises(DeviceError) as caught, EmulatedDevice(core="cortex-a53") as device:
+        device.run(model, BenchSpec(processes=2, timeout_s=600, runtime=runtime))
     assert caught.value.result is result
 
 

@@ -83,6 +83,11 @@ def test_a_free_batch_is_run_at_one(tmp_path: Path) -> None:
     assert answer["model"]["inputs"] == [{"name": "input", "dtype": "float32", "shape": [1, 8, 8, 4]}]  # type: ignore[index]
 
 
+def test_the_nodes_inside_the_delegate_are_recorded(tmp_path: Path) -> None:
+    answer = _ask("time", _file(tmp_path, conv_model(8, 4)), tmp_path)
+    assert answer["after"]["extra"]["delegated"] == "1 of 1 nodes, 1 partitions"  # type: ignore[index]
+
+
 def test_another_file_than_the_one_sent_is_noticed_by_its_hash(tmp_path: Path) -> None:
     model = _file(tmp_path, conv_model())
     with pytest.raises(DeviceError, match=r"sent model 00, found [0-9a-f]{64}") as caught:
@@ -151,6 +156,7 @@ def test_the_last_frame_wins_and_other_nonces_are_noise() -> None:
         (Finished(code=-11, out="", err=""), ResultClass.CRASHED, "SIGSEGV"),
         (Finished(code=139, out="", err=""), ResultClass.CRASHED, "SIGSEGV"),
         (Finished(code=-31, out="", err=""), ResultClass.CRASHED, "SIGSYS"),
+        (Finished(code=255, out="", err=""), ResultClass.PARSE_ERROR, "exit code 255, no answer"),
         (Finished(code=0, out="hello", err=""), ResultClass.PARSE_ERROR, "exit code 0, no answer.*hello"),
         (Finished(code=1, out="", err="oops\n"), ResultClass.PARSE_ERROR, "exit code 1, no answer.*oops"),
         (Finished(code=0, out="@@N {]}@@", err=""), ResultClass.PARSE_ERROR, "holds no JSON"),

@@ -93,6 +93,18 @@ def test_differences_between_processes_widen_the_interval() -> None:
     assert widths[1] > 5 * widths[0]
 
 
+def test_the_resampled_medians_are_those_of_a_plain_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    groups = [rng.lognormal(3, 0.3, size) * (1 + 0.05 * size) for size in (9, 20, 33)]
+    chosen = rng.integers(3, size=(4000, 3))
+    plain = [
+        np.median(np.concatenate([rng.choice(groups[k], len(groups[k])) for k in row])) for row in chosen
+    ]
+    found = statistics._resampled_medians(groups, chosen, rng)
+    marks = [0.05, 0.25, 0.5, 0.75, 0.95]
+    np.testing.assert_allclose(np.quantile(found, marks), np.quantile(plain, marks), rtol=0.03)
+
+
 def _noisy(seed: int, level: float) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [[int(value) for value in rng.normal(level, 0.01 * level, 40)] for _ in range(6)]
