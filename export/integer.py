@@ -80,8 +80,9 @@ def added(a: torch.Tensor, b: torch.Tensor, ratios: Sequence[float], grid: Grid)
 
 
 def dynamically_quantized(values: torch.Tensor) -> torch.Tensor:
-    """Real `values` [N, channels] rounded to 8 bits per row, as the delegate does before int8 weights."""
-    low, high = values.amin(1, keepdim=True).clamp_(max=0), values.amax(1, keepdim=True).clamp_(min=0)
+    """Real `values` [N, ...] rounded to 8 bits per image, as the delegate does before int8 weights."""
+    axes = tuple(range(1, values.ndim))
+    low, high = values.amin(axes, keepdim=True).clamp_(max=0), values.amax(axes, keepdim=True).clamp_(min=0)
     scale = ((high - low) / 255).clamp_(min=torch.finfo(torch.float32).tiny)
     zero_point = torch.round(-128 - low / scale).clamp_(-128, 127)
     return (torch.clamp(torch.round(values / scale) + zero_point, -128, 127) - zero_point) * scale

@@ -15,6 +15,7 @@ from export.graph import Quantization
 INT8_MIN, INT8_MAX = -128, 127
 WEIGHT_MAX = 127  # XNNPACK's depthwise kernels add two products in 16 bits, so -128 is never used
 SMALLEST_SCALE = 1e-9
+LARGEST_RATIO = 255.0  # of input x weight scale to output scale; the delegate's own limit is 2^8
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -38,6 +39,15 @@ def weight_scales(weights: Floats, axis: int) -> NDArray[np.float64]:
     return np.asarray(np.abs(weights.astype(np.float64)).max(axis=others) / WEIGHT_MAX)
 
 
+def delegate_factors(weights: Floats, axis: int, ratio: float) -> NDArray[np.float64]:
+    """What every channel's weights and bias must be multiplied by for the delegate; float64 [channels], <= 1.
+
+    `ratio` is input scale / output scale; times the weight scale it must stay below 2^8. Beyond that a single
+    step of a channel's sum is more than the whole output range, so the smaller channel is still either end.
+    """
+    return 1 / np.maximum(weight_scales(weights, axis) * ratio / LARGEST_RATIO, 1.0)
+
+
 def per_channel(scales: Floats, axis: int) -> Quantization:
     """Symmetric parameters with one scale per channel of `axis`."""
     return Quantization(scales.astype(np.float32), np.zeros(len(scales), np.int64), axis)
@@ -45,7 +55,7 @@ def per_channel(scales: Floats, axis: int) -> Quantization:
 
 def quantize_weights(weights: Floats, quantization: Quantization) -> NDArray[np.int8]:
     """Weights rounded half to even onto their grid, int8 in [-127, 127], same shape."""
-    steps = np.round(weights / _along(quantization.scale, weights.ndim, quantization.axis))
+    steps = np.round(weights / along(quantization.scale, weights.ndim, quantization.axis))
     return np.clip(steps, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8)
 
 
@@ -56,7 +66,8 @@ def quantize_bias(bias: Floats, quantization: Quantization) -> NDArray[np.int32]
     return np.clip(steps, limits.min, limits.max).astype(np.int32)
 
 
-def _along(values: NDArray[np.float32], rank: int, axis: int | None) -> NDArray[np.float64]:
+def along(values: Floats, rank: int, axis: int | None) -> NDArray[np.float64]:
+    """`values`, one per channel, to broadcast against a tensor with its channels on `axis`; float64."""
     shape = [1] * rank
     if axis is not None:
         shape[axis] = -1

@@ -1,181 +1,245 @@
-"""Where an 8-bit model loses what its float model knows: error by layer, ranges by channel, and advice."""
+"""Where an 8-bit model loses what its float model knows: error by layer, alone and with all before it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from export.graph import Graph
+from export.graph import WEIGHTED, Graph, Node, Tensor
 from export.run import Program
 
 Values = Mapping[str, NDArray[np.float32]]
 
-LOSSY_DB, CLIPPED_SHARE, UNEVEN, SHIFTED = 20.0, 0.001, 8.0, 0.1
 EPSILON = 1e-12
+BEST_DB = 120.0  # no error, or none to speak of
+SUFFIXES = ("/float", "/int8")  # that the 8-bit graph adds to a tensor's name
+HARD_SWISH_LOBE = 3.0  # hard-swish is negative on (-3, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport:
-    """One tensor of the 8-bit model against the float model's, all errors upstream included.
+    """One node of the float model, as the 8-bit model computes it.
 
-    `sqnr_db` is of all values; `clipped` the share of float values beyond the grid; `shift` the size of the
-    channels' mean errors, of the size of the values; `unevenness` the widest channel's range over the
-    median's.
+    `sqnr_db` is with all errors upstream, `alone_db` with this node alone in 8 bits (inputs rounded too),
+    `weights_db` with nothing but its weights in 8 bits, BEST_DB for a node that has none. `clipped` is the
+    share of float values beyond the grid; `shift` the size of the channels' mean errors, of the size of the
+    values; `unevenness` the widest channel's range over the median's, of its results and of its weights;
+    `dead` the share of channels that never change; `lobe_levels` the number of levels in (-3, 0) where a
+    hard-swish reads it, else None. `in_float`: it computes on real values.
     """
 
     name: str
     op: str
+    in_float: bool
     sqnr_db: float
+    alone_db: float
+    weights_db: float
     clipped: float
     shift: float
     unevenness: float
+    weight_unevenness: float
+    dead: float
+    lobe_levels: float | None
+
+    @property
+    def module(self) -> str:
+        """The path of the PyTorch module that the node was."""
+        return self.name.replace("/", ".")
+
+
+def diagnose(exact: Graph, rough: Graph, images: NDArray[np.float32]) -> list[LayerReport]:
+    """A report for every node of the float graph that `rough`, its 8-bit form, computes; execution order.
+
+    `exact` is the float graph after equalisation, `images` float32 [N, H, W, C].
+    """
+    found = values_of(rough, images)
+    grids = {
+        name: _Bounds(grid.low * float(grid.scale), grid.high * float(grid.scale), float(grid.scale))
+        for name, grid in Program(rough).grids.items()
+    }
+    uncut = values_of(exact, images)
+    wanted = _cut(exact, uncut, grids)
+    alone, by_weights = _alone(exact, rough, wanted), _by_weights(exact, rough, uncut)
+    names = {node.output: next((n for n in _names(node.output) if n in found), None) for node in exact.nodes}
+    readers, real = exact.consumers(), _computed_on_reals(rough)
+    return [
+        LayerReport(
+            name=node.output,
+            op=node.op,
+            in_float=node.output in real,
+            sqnr_db=_db(wanted[node.output], found[name]),
+            alone_db=alone.get(node.output, BEST_DB),
+            weights_db=by_weights.get(node.output, BEST_DB),
+            clipped=grids[name].beyond(wanted[node.output]) if name in grids else 0.0,
+            shift=_shift(wanted[node.output], found[name]),
+            unevenness=unevenness(_widths(wanted[node.output])),
+            weight_unevenness=unevenness(weight_widths(exact, node.output)),
+            dead=float((_widths(wanted[node.output]) == 0).mean()),
+            lobe_levels=(
+                HARD_SWISH_LOBE / grids[name].step
+                if name in grids and _feeds_hard_swish(readers[node.output])
+                else None
+            ),
+        )
+        for node in exact.nodes
+        if (name := names[node.output]) is not None
+    ]
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
-    """A symptom that a layer shows, what causes it, and what helps."""
+class _Bounds:
+    """Smallest and largest real value of a grid, and its step."""
 
-    symptom: str
-    cause: str
-    remedy: str
-    shows: Callable[[LayerReport], bool]
+    low: float
+    high: float
+    step: float
 
-
-ADVICE = (
-    Advice(
-        "many float values lie beyond the 8-bit grid",
-        "the calibration images do not show what the test images do, or the range rule cuts",
-        "calibrate on more and more varied images; use min/max ranges",
-        lambda layer: layer.clipped > CLIPPED_SHARE,
-    ),
-    Advice(
-        "a few channels are much wider than the others",
-        "one scale has to serve all channels of the tensor",
-        "use a recipe with the pass equalize",
-        lambda layer: layer.unevenness > UNEVEN and layer.sqnr_db < LOSSY_DB,
-    ),
-    Advice(
-        "channel means are off",
-        "weight rounding and clipping push whole channels to one side",
-        "use a recipe with bias_correction",
-        lambda layer: layer.shift > SHIFTED,
-    ),
-    Advice(
-        "the residual sum is noisy",
-        "every addition rounds the stream once more",
-        "add residual_sums to the recipe's float parts",
-        lambda layer: layer.op == "ADD" and layer.sqnr_db < LOSSY_DB,
-    ),
-    Advice(
-        "the squeeze-and-excite product is noisy",
-        "the gate's error multiplies the whole map",
-        "add gates to the recipe's float parts",
-        lambda layer: layer.op == "MUL" and layer.sqnr_db < LOSSY_DB,
-    ),
-)
+    def beyond(self, values: NDArray[np.float32]) -> float:
+        """Share of values further out than a step."""
+        return float(((values < self.low - self.step) | (values > self.high + self.step)).mean())
 
 
-def diagnose(exact: Graph, quantized: Graph, images: NDArray[np.float32]) -> list[LayerReport]:
-    """A report for every 8-bit tensor that the float graph computes too, in execution order.
-
-    `exact` is the float graph that `quantized` was made from (after equalisation), `images` float32
-    [N, H, W, C].
-    """
-    wanted, found = (_values(graph, images) for graph in (exact, quantized))
-    grids, readers = Program(quantized).grids, exact.consumers()
-    reports = []
-    for node in exact.nodes:
-        name = next((name for name in (node.output, f"{node.output}/int8") if name in grids), None)
-        if name is not None and name in found:
-            grid = grids[name]
-            bounds = grid.low * float(grid.scale), grid.high * float(grid.scale)
-            values = wanted[node.output]
-            if {reader.op for reader in readers[node.output]} == {"HARD_SWISH"}:
-                values = np.maximum(values, np.float32(bounds[0]))  # cut on purpose: it is zero from there
-            reports.append(_report(node.output, node.op, values, found[name], bounds))
-    return reports
+def _cut(exact: Graph, values: Values, grids: Mapping[str, _Bounds]) -> Values:
+    """The values, those that hard-swish reads cut as their grid is, on purpose: it is zero from there."""
+    readers = exact.consumers()
+    return {
+        name: np.maximum(found, np.float32(grids[name].low))
+        if name in grids and _feeds_hard_swish(readers[name])
+        else found
+        for name, found in values.items()
+    }
 
 
-def _values(graph: Graph, images: NDArray[np.float32]) -> Values:
+def _feeds_hard_swish(readers: Sequence[Node]) -> bool:
+    return {reader.op for reader in readers} == {"HARD_SWISH"}
+
+
+def _computed_on_reals(rough: Graph) -> set[str]:
+    """The nodes whose float result something other than their own rounding reads."""
+    readers = rough.consumers()
+    computed = {node.output for node in rough.nodes if node.op not in ("QUANTIZE", "DEQUANTIZE")}
+    return {
+        _bare(name)
+        for name in computed
+        if rough.tensors[name].quantization is None
+        and (name in rough.outputs or {node.op for node in readers[name]} != {"QUANTIZE"})
+    }
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """What the 8-bit graph may call the tensor, its rounded form first."""
+    return (name, *(f"{name}{suffix}" for suffix in reversed(SUFFIXES)))
+
+
+def values_of(graph: Graph, images: NDArray[np.float32]) -> Values:
+    """All computed values, by tensor name."""
     seen: dict[str, NDArray[np.float32]] = {}
     Program(graph)(images, lambda name, values: seen.update({name: values.cpu().numpy().copy()}))
     return seen
 
 
-def _report(
-    name: str,
-    op: str,
-    wanted: NDArray[np.float32],
-    found: NDArray[np.float32],
-    bounds: tuple[float, float],
-) -> LayerReport:
-    rows, others = (values.reshape(-1, values.shape[-1]).astype(np.float64) for values in (wanted, found))
-    error = others - rows
-    signal = float(np.square(rows).mean())
-    step = (bounds[1] - bounds[0]) / 255
-    widths = np.ptp(rows, axis=0)
+# --- one node at a time -------------------------------------------------------------------------------------
+
+
+def _alone(exact: Graph, rough: Graph, wanted: Values) -> dict[str, float]:
+    """SQNR of every node when it alone computes in 8 bits: the walk puts the right value after each.
+
+    The input is let be: camera bytes are exact on a grid that is half a level off.
+    """
+    program, errors = Program(rough), {}
+    values = {rough.inputs[0]: torch.from_numpy(np.array(wanted[exact.inputs[0]]))}
+    if rough.inputs[0] in program.grids:
+        values = program.open(wanted[exact.inputs[0]])
+    with torch.inference_mode():
+        for node in rough.nodes:
+            program.run(node, values)
+            right = wanted.get(_bare(node.output))
+            if right is not None and _bare(node.output) not in exact.inputs:
+                errors[_bare(node.output)] = _db(right, program.real(node.output, values).numpy())
+                values[node.output] = _held(program, node.output, torch.from_numpy(np.array(right)))
+            program.forget(node, values)
+    return errors
+
+
+def _bare(name: str) -> str:
+    """The float graph's name of a tensor of the 8-bit graph."""
+    return name.removesuffix(SUFFIXES[0]).removesuffix(SUFFIXES[1])
+
+
+def _held(program: Program, name: str, values: torch.Tensor) -> torch.Tensor:
+    """Real values as the program holds the tensor: on its grid, if it has one."""
+    grid = program.grids.get(name)
+    return values if grid is None else (values / float(grid.scale)).round_().clamp_(grid.low, grid.high)
+
+
+def _by_weights(exact: Graph, rough: Graph, wanted: Values) -> dict[str, float]:
+    """SQNR of every weighted node on the float model's inputs, with the 8-bit model's weights."""
+    constants = {
+        name: Tensor.constant(rough.tensors[name].real())
+        for node in exact.nodes
+        if node.op in WEIGHTED
+        for name in node.inputs[1:2]
+        if name in rough.tensors and rough.tensors[name].data is not None
+    }
+    program = Program(exact.with_nodes(exact.nodes, constants))
+    errors = {}
+    with torch.inference_mode():
+        for node in exact.nodes:
+            if node.op in WEIGHTED:
+                values = {node.inputs[0]: torch.from_numpy(np.array(wanted[node.inputs[0]]))}
+                program.run(node, values)
+                errors[node.output] = _db(wanted[node.output], values[node.output].numpy())
+    return errors
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def _rows(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    return values.reshape(-1, values.shape[-1]).astype(np.float64)
+
+
+def _db(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    signal, noise = (float(np.square(values, dtype=np.float64).mean()) for values in (wanted, wanted - found))
+    return min(BEST_DB, float(10 * np.log10((signal + EPSILON) / noise))) if noise > 0 else BEST_DB
+
+
+def _shift(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    means = _rows(found - wanted).mean(0)
+    return float(np.sqrt(np.square(means).mean() / (np.square(wanted, dtype=np.float64).mean() + EPSILON)))
+
+
+def _widths(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(np.ptp(_rows(values), axis=0))
+
+
+def unevenness(widths: NDArray[np.float64]) -> float:
+    """The widest channel's range over the median's, dead channels left out; 1 where there is no range."""
     alive = widths[widths > 0]
-    return LayerReport(
-        name=name,
-        op=op,
-        sqnr_db=float(10 * np.log10((signal + EPSILON) / (np.square(error).mean() + EPSILON))),
-        clipped=float(((rows < bounds[0] - step) | (rows > bounds[1] + step)).mean()),
-        shift=float(np.sqrt(np.square(error.mean(0)).mean() / (signal + EPSILON))),
-        unevenness=float(alive.max() / np.median(alive)) if len(alive) else 1.0,
-    )
+    return float(alive.max() / np.median(alive)) if len(alive) else 1.0
+
+
+def weight_widths(graph: Graph, name: str) -> NDArray[np.float64]:
+    """Largest absolute weight per output channel of the node that computes `name`; empty without weights."""
+    node = graph.producers()[name]
+    if node.op not in WEIGHTED:
+        return np.empty(0)
+    weights = np.abs(graph.tensors[node.inputs[1]].real().astype(np.float64))
+    axis = 3 if node.op == "DEPTHWISE_CONV_2D" else 0
+    return np.asarray(np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1).max(1))
+
+
+def activation_widths(graph: Graph, images: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    """Range of every channel of every computed tensor over all images."""
+    return {
+        name: _widths(values) for name, values in values_of(graph, images).items() if name not in graph.inputs
+    }
 
 
 def worst(reports: list[LayerReport], count: int = 5) -> list[LayerReport]:
-    """The layers at which most is lost: largest falls of the SQNR from the layer before, largest first."""
-    falls = {after.name: before.sqnr_db - after.sqnr_db for before, after in pairwise(reports)}
-    return sorted(reports[1:], key=lambda report: -falls[report.name])[:count]
-
-
-def advise(reports: list[LayerReport]) -> list[tuple[Advice, list[str]]]:
-    """Every row of ADVICE that applies, with the names of the layers that show its symptom."""
-    found = [(advice, [report.name for report in reports if advice.shows(report)]) for advice in ADVICE]
-    return [(advice, names) for advice, names in found if names]
-
-
-def range_picture(before: Graph, after: Graph, images: NDArray[np.float32]) -> str:
-    """An SVG: for every layer the channels' activation ranges before (grey) and after equalisation (blue).
-
-    One row a layer, one line from the 10th to the 90th percentile of the channels' widths, in parts of the
-    widest channel of the layer, with a mark at the median.
-    """
-    columns = [_widths(graph, images) for graph in (before, after)]
-    names = [name for name in columns[0] if name in columns[1]]
-    rows = [_row(i, name, columns[0][name], columns[1][name]) for i, name in enumerate(names)]
-    height = ROW * len(names) + 2 * ROW
-    return "\n".join(
-        (f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="{height}" {FONT}>', *rows, "</svg>\n")
-    )
-
-
-ROW, LEFT, WIDTH = 14, 280, 340
-FONT = 'font-family="sans-serif" font-size="10"'
-
-
-def _widths(graph: Graph, images: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    found = {}
-    for name, values in _values(graph, images).items():
-        widths = np.ptp(values.reshape(-1, values.shape[-1]), axis=0).astype(np.float64)
-        found[name] = widths / max(float(widths.max()), EPSILON)
-    return found
-
-
-def _row(i: int, name: str, before: NDArray[np.float64], after: NDArray[np.float64]) -> str:
-    y = ROW * (i + 1)
-    text = name.replace("&", "&amp;").replace("<", "&lt;")
-    parts = [f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{text}</text>']
-    for offset, colour, values in ((-2, "#888", before), (2, "#1f6feb", after)):
-        low, middle, high = (LEFT + WIDTH * part for part in np.quantile(values, (0.1, 0.5, 0.9)))
-        line = y + offset
-        parts.append(
-            f'<path d="M{low:.1f} {line}H{high:.1f}M{middle:.1f} {line - 2}V{line + 2}" stroke="{colour}"/>'
-        )
-    return "".join(parts)
+    """The nodes that lose most by themselves, worst first."""
+    return sorted(reports, key=lambda report: report.alone_db)[:count]

@@ -10,7 +10,7 @@ of the stream the whole 8-bit range.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -203,35 +203,76 @@ def centred(graph: Graph, observations: Observations) -> tuple[Graph, dict[str, 
     Exact where no clamp and no zero padding lies between: results of convolutions and their sums, read by 1x1
     convolutions and fully connected layers.
     """
+    return _moved(graph, observations, _is_linear, lambda seen: -(seen.low + seen.high) / 2)
+
+
+def absorbed(graph: Graph, observations: Observations) -> tuple[Graph, dict[str, Observation]]:
+    """The graph with biases that always lift a channel above its clamp moved to the next layer.
+
+    High-bias absorption (arXiv:1906.04721, section 4.1.3), by the smallest value that was seen instead of
+    three standard deviations below the mean, so it is exact on the calibration images; not for a channel that
+    reached ReLU6's upper clamp, nor into a layer with zero padding.
+    """
+    return _moved(graph, observations, _is_lifted, _lift)
+
+
+def _lift(seen: Observation) -> Floats:
+    return np.where(seen.high < CLAMP, -np.maximum(seen.low, 0), 0.0)
+
+
+def _moved(
+    graph: Graph,
+    observations: Observations,
+    suits: Callable[[Graph, Group], bool],
+    offset: Callable[[Observation], Floats],
+) -> tuple[Graph, dict[str, Observation]]:
     seen = dict(observations)
     for group in groups_of(graph):
-        if _is_linear(graph, group):
-            graph, seen = _with_centred(graph, group, seen)
+        if suits(graph, group):
+            graph, seen = _with_offsets(graph, group, seen, offset)
     return graph, seen
 
 
 def _is_linear(graph: Graph, group: Group) -> bool:
-    inner = [node for node in graph.nodes if node.output in group.tensors and node.op not in WEIGHTED]
-    plain = all(
-        node.attributes.get("fused_activation_function", "NONE") == "NONE"
-        for node in (*inner, *group.producers)
+    inner = _inner(graph, group)
+    plain = all(_activation(node) == "NONE" for node in (*inner, *group.producers))
+    return plain and _only_pointwise(graph, group) and all(node.op in ("ADD", "MEAN") for node in inner)
+
+
+def _is_lifted(graph: Graph, group: Group) -> bool:
+    clamped = all(_activation(node) in ("RELU", "RELU6") for node in group.producers)
+    return (
+        clamped
+        and len(group.producers) == 1
+        and _only_pointwise(graph, group)
+        and all(node.op == "MEAN" for node in _inner(graph, group))
     )
-    pointwise = all(
+
+
+def _inner(graph: Graph, group: Group) -> list[Node]:
+    return [node for node in graph.nodes if node.output in group.tensors and node.op not in WEIGHTED]
+
+
+def _activation(node: Node) -> object:
+    return node.attributes.get("fused_activation_function", "NONE")
+
+
+def _only_pointwise(graph: Graph, group: Group) -> bool:
+    return all(
         node.op == "FULLY_CONNECTED"
         or (node.op == "CONV_2D" and graph.tensors[node.inputs[1]].shape[1:3] == (1, 1))
         for node in group.readers
     )
-    return plain and pointwise and all(node.op in ("ADD", "MEAN") for node in inner)
 
 
-def _with_centred(
-    graph: Graph, group: Group, seen: dict[str, Observation]
+def _with_offsets(
+    graph: Graph, group: Group, seen: dict[str, Observation], offset: Callable[[Observation], Floats]
 ) -> tuple[Graph, dict[str, Observation]]:
     offsets: dict[str, Floats] = {}
     tensors: dict[str, Tensor] = {}
     for node in graph.nodes:
         if node in group.producers:
-            offsets[node.output] = -(seen[node.output].low + seen[node.output].high) / 2
+            offsets[node.output] = offset(seen[node.output])
             bias = graph.tensors[node.inputs[2]].real()
             tensors[node.inputs[2]] = _constant(bias.astype(np.float64) + offsets[node.output])
         elif node.output in group.tensors:
@@ -240,7 +281,7 @@ def _with_centred(
             weights, old = (graph.tensors[name].real().astype(np.float64) for name in node.inputs[1:])
             taken = weights.reshape(len(weights), -1) @ offsets[node.inputs[0]]
             tensors[node.inputs[2]] = _constant(old - taken)
-    moved = {name: seen[name].shifted(offset) for name, offset in offsets.items()}
+    moved = {name: seen[name].shifted(by) for name, by in offsets.items()}
     return graph.with_nodes(graph.nodes, tensors), {**seen, **moved}
 
 

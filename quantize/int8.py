@@ -13,12 +13,15 @@ from pipeline.artifacts import AlpharhoError
 from quantize.affine import (
     SMALLEST_SCALE,
     activation_quantization,
+    along,
+    delegate_factors,
     per_channel,
     per_tensor,
     quantize_bias,
     quantize_weights,
     weight_scales,
 )
+from quantize.grids import JOINERS, Grids, grids_of
 from quantize.ranges import Range
 
 INT8, UINT8, FLOAT32 = (np.dtype(kind) for kind in (np.int8, np.uint8, np.float32))
@@ -43,23 +46,6 @@ FLOAT_ISLANDS = frozenset(
 DYNAMIC = frozenset(
     {"CONV_2D", "FULLY_CONNECTED"}
 )  # float activations, rounded per image, times int8 weights
-SAME_SCALE = frozenset(
-    {
-        "CONCATENATION",
-        "MAX_POOL_2D",
-        "PAD",
-        "RESHAPE",
-        "RESIZE_BILINEAR",
-        "RESIZE_NEAREST_NEIGHBOR",
-        "SLICE",
-        "STRIDED_SLICE",
-        "TRANSPOSE",
-    }
-)  # output on the input's grid
-FIXED_OUTPUTS = {
-    "LOGISTIC": per_tensor(1 / 256, -128),
-    "TANH": per_tensor(1 / 128, 0),
-}  # prescribed by the TFLite 8-bit specification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,54 +107,21 @@ def to_int8(
     compute on real values instead (with int8 weights), still inside the one delegate partition.
     """
     io = io or Io()
-    builder = _Int8Builder(
-        graph, _activation_grids(graph, ranges, io), io, float_nodes, WEIGHT_FORMS[weights]
-    )
-    return builder.build()
-
-
-def _activation_grids(graph: Graph, ranges: Mapping[str, Range], io: Io) -> dict[str, Quantization]:
-    groups = _tied(graph)
-    merged: dict[str, Range] = {}
-    for name, leader in groups.items():
-        if name in ranges:
-            merged[leader] = merged[leader].union(ranges[name]) if leader in merged else ranges[name]
-    grids = {name: activation_quantization(found.low, found.high) for name, found in merged.items()}
-    grids[groups[graph.inputs[0]]] = io.input_quantization()
-    for node in graph.nodes:
-        if node.op in FIXED_OUTPUTS:
-            grids[groups[node.output]] = FIXED_OUTPUTS[node.op]
-    return {name: grids[leader] for name, leader in groups.items()}
-
-
-def _tied(graph: Graph) -> dict[str, str]:
-    """For every activation, the leader of the tensors that must share its grid."""
-    leader = {name: name for name in (*graph.inputs, *(node.output for node in graph.nodes))}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            name = leader[name]
-        return name
-
-    for node in graph.nodes:
-        if node.op in SAME_SCALE:
-            for name in node.inputs:
-                if name in leader:
-                    leader[find(node.output)] = find(name)
-    return {name: find(name) for name in leader}
+    grids = grids_of(graph, ranges, io.input_quantization(), float_nodes)
+    return _Int8Builder(graph, grids, io, float_nodes, WEIGHT_FORMS[weights]).build()
 
 
 class _Int8Builder:
     def __init__(
         self,
         graph: Graph,
-        grids: Mapping[str, Quantization],
+        grids: Grids,
         io: Io,
         float_nodes: Set[str],
         weight_form: WeightForm,
     ) -> None:
         self.graph = graph
-        self.grids = grids
+        self.grids, self.brought = grids.of, grids.brought
         self.io = io
         self.float_nodes = float_nodes
         self.weight_form = weight_form
@@ -196,7 +149,7 @@ class _Int8Builder:
         if node.op in WEIGHTED:
             node = self._weighted(node)
         else:
-            node = self._with_constant_operands(node)
+            node = self._with_operands_brought(self._with_constant_operands(node))
         self.tensors[node.output] = self._activation(node.output)
         self.nodes.append(node)
 
@@ -216,6 +169,9 @@ class _Int8Builder:
             others = tuple(other for other in range(weights.ndim) if other != axis)
             bias = bias + weights.sum(axis=others) * np.float32(self.io.input_offset())
         scale_in, scale_out = float(self._grid(source).scale[0]), float(self.grids[node.output].scale[0])
+        factors = delegate_factors(weights, axis, scale_in / scale_out)
+        weights = (weights * along(factors, weights.ndim, axis)).astype(np.float32)
+        bias = (bias * factors).astype(np.float32)
         scales = _workable_scales(weight_scales(weights, axis), bias, scale_in, scale_out)
         grid = self.weight_form(scales, axis)
         bias_grid = replace(
@@ -226,15 +182,32 @@ class _Int8Builder:
         return node
 
     def _with_constant_operands(self, node: Node) -> Node:
-        """Constant real operands of ADD, MUL and their like on an int8 grid of their own."""
+        """Constant real operands of ADD, MUL and their like on an int8 grid."""
+        names = {}
         for name in node.inputs:
-            constant = self.graph.tensors[name] if name in self.graph.tensors else None
+            constant = self.graph.tensors.get(name)
             if constant is None or constant.data is None or constant.dtype != FLOAT32:
                 continue
-            grid = activation_quantization(float(constant.data.min()), float(constant.data.max()))
+            grid = self.grids[node.output if node.op in JOINERS else name]
             steps = np.round(constant.real() / grid.scale) + grid.zero_point
-            self.tensors[name] = Tensor.constant(np.clip(steps, -128, 127).astype(np.int8), grid)
-        return node
+            names[name] = f"{node.output}/{name}"
+            self.tensors[names[name]] = Tensor.constant(np.clip(steps, -128, 127).astype(np.int8), grid)
+        return node.renamed(names)
+
+    def _with_operands_brought(self, node: Node) -> Node:
+        """Operands that are not on the grid that the node needs, brought there."""
+        operands = list(node.inputs)
+        for at, name in enumerate(node.inputs):
+            grid = self.brought.get((node.output, at))
+            if grid is not None:
+                real, operands[at] = (f"{node.output}/{part}/{at}" for part in ("real", "brought"))
+                shape = self.tensors[name].shape
+                self.tensors |= {real: Tensor(shape), operands[at]: Tensor(shape, INT8, quantization=grid)}
+                self.nodes += [
+                    Node("DEQUANTIZE", (name,), (real,)),
+                    Node("QUANTIZE", (real,), (operands[at],)),
+                ]
+        return replace(node, inputs=tuple(operands))
 
     def _with_int8_weights(self, node: Node) -> Node:
         """Weights of a float node as int8 per channel, where the delegate multiplies floats with them."""

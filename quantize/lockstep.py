@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor, same_pads
+from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor, same_pads, strides_and_dilations
 from export.run import Program
-from quantize.affine import WEIGHT_MAX, quantize_bias
+from quantize.affine import WEIGHT_MAX, along, delegate_factors, quantize_bias
 
 POSITIONS_PER_IMAGE = 64
 BATCH = 8
@@ -33,16 +33,19 @@ class Layer:
     A dense layer is one group (G = 1), a depthwise one has a group for every channel (O = 1). All float32:
     `inputs` are the 8-bit model's, [G, samples, K], `targets` the float model's sums before the activation,
     [G, samples, O], `weights` the wanted weights [G, O, K], `bias` [G, O], `scales` the weights' grid [G, O],
-    `steps` the weights on it [G, O, K]. `bounds` is the fused activation's clamp.
+    `steps` the weights on it [G, O, K]; with `one_scale` all channels must share it. `bounds` is the fused
+    activation's clamp. Samples are in the order of the images.
     """
 
     name: str
+    op: str
     inputs: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     bias: torch.Tensor
     scales: torch.Tensor
     steps: torch.Tensor
+    one_scale: bool
     bounds: tuple[float, float]
 
     def found(self) -> torch.Tensor:
@@ -109,9 +112,20 @@ class _Walk:
             self.program.run(node, values)
             self.program.forget(node, values)
 
+    def wanted(self, node: Node, twin: Node) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The float graph's weights and bias, brought within the delegate's limits as `int8` does."""
+        weights, bias = (self.exact.graph.tensors[name].real() for name in twin.inputs[1:])
+        source, target = (self.program.grids.get(name) for name in (node.inputs[0], node.output))
+        if source is None or target is None:
+            return weights, bias
+        axis = 3 if node.op == "DEPTHWISE_CONV_2D" else 0
+        factors = delegate_factors(weights, axis, float(source.scale) / float(target.scale))
+        tamed = weights * along(factors, weights.ndim, axis), bias * factors
+        return tamed[0].astype(np.float32), tamed[1].astype(np.float32)
+
     def layer(self, node: Node, twin: Node, generator: torch.Generator) -> Layer:
         """The node as matrices, with a sample of its inputs."""
-        weights, bias = (self.exact.graph.tensors[name].real() for name in twin.inputs[1:])
+        weights, bias = self.wanted(node, twin)
         rough_weights, rough_bias = (self.program.graph.tensors[name] for name in node.inputs[1:])
         assert rough_weights.data is not None and rough_weights.quantization is not None
         matrix = _as_matrix(node, weights)
@@ -125,12 +139,14 @@ class _Walk:
         exact_bias = torch.from_numpy(bias).reshape(shape)[:, None]
         return Layer(
             name=twin.output,
+            op=node.op,
             inputs=inputs,
             targets=torch.baddbmm(exact_bias, exact_inputs, matrix.transpose(1, 2)),
             weights=matrix,
             bias=torch.from_numpy(rough_bias.real()).reshape(shape),
             scales=torch.from_numpy(_per_channel(rough_weights.quantization, matrix)).reshape(shape),
             steps=_as_matrix(node, rough_weights.data.astype(np.float32)),
+            one_scale=rough_weights.quantization.axis is None,
             bounds=BOUNDS[str(twin.attributes["fused_activation_function"])],
         )
 
@@ -199,10 +215,7 @@ class _Window:
         if source.ndim == 2:
             nothing = torch.zeros(1, 1, dtype=torch.long)
             return cls(nothing, nothing, (0, 0, 0, 0), False)
-        stride, dilation = (
-            [int(node.attributes[f"{key}_{side}{tail}"]) for side in "hw"]  # type: ignore[arg-type]
-            for key, tail in (("stride", ""), ("dilation", "_factor"))
-        )
+        stride, dilation = strides_and_dilations(node)
         kernel = weights[1:3]
         same = node.attributes["padding"] == "SAME"
         pads = same_pads(source.shape[1:3], kernel, stride, dilation) if same else (0, 0, 0, 0)

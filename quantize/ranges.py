@@ -58,6 +58,10 @@ class Observation:
         """The observation had its offset been added to every channel."""
         return Observation(self.low + offsets, self.high + offsets, (self.rows + offsets).astype(np.float32))
 
+    def widened(self, factor: float, bound: float) -> Observation:
+        """The observation had the extremes been `factor` times as far from zero, but none above `bound`."""
+        return Observation(self.low * factor, np.minimum(self.high * factor, bound), self.rows)
+
 
 Observations = Mapping[str, Observation]
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph
-from pipeline.artifacts import UsageError
+from export.graph import WEIGHTED, Graph, Node
+from pipeline.artifacts import AlpharhoError, UsageError
+from quantize.adaround import LearntRounding
 from quantize.bias import corrected
-from quantize.equalize import centred, equalized, groups_of, weights_equalized
+from quantize.clamps import unclamped
+from quantize.equalize import CLAMP, absorbed, centred, equalized, groups_of, weights_equalized
 from quantize.int8 import Io, to_int8
 from quantize.lockstep import Treatment, settled
 from quantize.ranges import RANGE_RULES, Observation, Observations, observe, ranges_of
 from quantize.rounding import compensated
+from quantize.scales import fitted_scales
+from quantize.synthetic import generated
 
 Batches = Sequence[NDArray[np.float32]]
-GraphPass = Callable[[Graph, Observations], tuple[Graph, dict[str, Observation]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +30,28 @@ class Recipe:
     """A named way to quantise; every field is a row of a table below, in the order of use."""
 
     name: str
+    images: str = "given"  # of IMAGES: what is calibrated on
     graph_passes: tuple[str, ...] = ()  # of GRAPH_PASSES: exact rewrites before quantisation
     ranges: str = "min_max"  # of RANGE_RULES
     float_parts: tuple[str, ...] = ()  # of FLOAT_PARTS: what computes on real values
     weights: str = "per_channel"  # of WEIGHT_FORMS
     layer_passes: tuple[str, ...] = ()  # of LAYER_PASSES: layer by layer, on what the 8-bit model sees
     layer_images: int = 64  # calibration images that the layer passes look at
+    learning_budget_s: float = 300.0  # wall-clock time that `learnt_rounding` may take in all
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The float graph on its way, what was seen of it, the images, and what the passes have to tell."""
+
+    graph: Graph
+    seen: Observations
+    batches: Batches
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+
+GraphPass = Callable[[Prepared], Prepared]
+Rewrite = Callable[[Graph, Observations], tuple[Graph, dict[str, Observation]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +99,75 @@ def _is_vector(graph: Graph, name: str) -> bool:
     return int(np.prod(shape)) == shape[-1]
 
 
+def _exact(rewrite: Rewrite) -> GraphPass:
+    def apply(prepared: Prepared) -> Prepared:
+        graph, seen = rewrite(prepared.graph, prepared.seen)
+        return replace(prepared, graph=graph, seen=seen)
+
+    return apply
+
+
+def unclamp(prepared: Prepared) -> Prepared:
+    """RELU for RELU6 if the float network then says the same of calibration images; notes the share."""
+    found = unclamped(prepared.graph, spread(prepared.batches, GUARD_IMAGES))
+    notes = {"nodes": found.nodes, "agreement": found.agreement, "done": found.holds}
+    prepared = replace(prepared, notes={**prepared.notes, "unclamp": notes})
+    if not found.holds or found.graph is prepared.graph:
+        return prepared
+    return replace(prepared, graph=found.graph, seen=observe(found.graph, prepared.batches))
+
+
+def widen(prepared: Prepared) -> Prepared:
+    """More room than the images ask for, where what will be seen is not like them; the input is exact."""
+    graph = prepared.graph
+    capped = {node.output for node in graph.nodes if _activation_of(node) == "RELU6"}
+    seen = {
+        name: found.widened(ROOM, CLAMP if name in capped else np.inf)
+        for name, found in prepared.seen.items()
+        if name not in graph.inputs
+    }
+    return replace(prepared, seen={**prepared.seen, **seen})
+
+
+def _activation_of(node: Node) -> object:
+    return node.attributes.get("fused_activation_function", "NONE")
+
+
+def _given(graph: Graph, batches: Batches, io: Io) -> Batches:
+    return batches
+
+
+def _generated(graph: Graph, batches: Batches, io: Io) -> Batches:
+    """Painted pictures instead of `batches`, so that nothing but the weights is needed."""
+    pictures = generated(GENERATED_IMAGES, graph.tensors[graph.inputs[0]].shape, io.low, io.high)
+    return [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
+
+
+GUARD_IMAGES = 64  # that `unclamp` looks at
+ROOM = 1.5  # what `widen` multiplies ranges by
+GENERATED_IMAGES, BATCH = 128, 32
+
+IMAGES: Mapping[str, Callable[[Graph, Batches, Io], Batches]] = {"given": _given, "generated": _generated}
 GRAPH_PASSES: Mapping[str, GraphPass] = {
-    "equalize": partial(equalized, strength=0.5),
-    "equalize_fully": partial(equalized, strength=1.0),
-    "equalize_weights": weights_equalized,
-    "centre": centred,
+    "widen": widen,
+    "unclamp": unclamp,
+    "absorb": _exact(absorbed),
+    "equalize": _exact(partial(equalized, strength=0.5)),
+    "equalize_fully": _exact(partial(equalized, strength=1.0)),
+    "equalize_weights": _exact(weights_equalized),
+    "centre": _exact(centred),
 }
 FLOAT_PARTS: Mapping[str, Callable[[Graph], Set[str]]] = {
     "residual_sums": residual_sums,
     "head": head,
     "gates": gates,
 }
-LAYER_PASSES: Mapping[str, Treatment] = {"compensated_rounding": compensated, "bias_correction": corrected}
+LAYER_PASSES: Mapping[str, Callable[[Recipe], Treatment]] = {
+    "fitted_scales": lambda recipe: fitted_scales,
+    "compensated_rounding": lambda recipe: compensated,
+    "learnt_rounding": lambda recipe: LearntRounding(recipe.learning_budget_s),
+    "bias_correction": lambda recipe: corrected,
+}
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
@@ -113,6 +189,19 @@ RECIPES: Mapping[str, Recipe] = {
             weights="per_tensor",
             layer_passes=("compensated_rounding", "bias_correction"),
         ),
+        Recipe(
+            name="int8_adaround",
+            graph_passes=("equalize", "centre"),
+            float_parts=("residual_sums", "head"),
+            layer_passes=("compensated_rounding", "learnt_rounding", "bias_correction"),
+        ),
+        Recipe(
+            name="int8_data_free",
+            images="generated",
+            graph_passes=("widen", "equalize", "centre"),
+            float_parts=("residual_sums", "head"),
+            layer_passes=("compensated_rounding", "bias_correction"),
+        ),
         Recipe(name="int8_min_max"),
     )
 }
@@ -125,28 +214,38 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def quantize(graph: Graph, batches: Batches, recipe: Recipe, io: Io) -> QuantizedModel:
-    """The float `graph` as int8, calibrated on `batches`.
+def quantize(
+    graph: Graph, batches: Batches, recipe: Recipe, io: Io, keep_float: Collection[str] = ()
+) -> QuantizedModel:
+    """The float `graph` as int8, calibrated on `batches`; nodes named in `keep_float` compute on real values.
 
-    These are float32 [N, H, W, C] in the model input's own scale. The same arguments give the same graph.
-    Raises AlpharhoError without images and where the network computes values that are not finite.
+    Batches are float32 [N, H, W, C] in the model input's own scale. The same arguments give the same graph.
+    Raises AlpharhoError without images, where the network computes values that are not finite, and for a name
+    in `keep_float` that no node has.
     """
-    seen: Observations = observe(graph, batches)
+    if unknown := sorted(set(keep_float) - {node.output for node in graph.nodes}):
+        raise AlpharhoError(f"no node is called {unknown[0]!r}; keep_float takes names of the graph's nodes")
+    batches = IMAGES[recipe.images](graph, batches, io)
+    prepared = Prepared(graph, observe(graph, batches), batches)
     for name in recipe.graph_passes:
-        graph, seen = GRAPH_PASSES[name](graph, seen)
-    ranges = ranges_of(graph, seen, RANGE_RULES[recipe.ranges])
-    in_float = frozenset[str]().union(*(FLOAT_PARTS[name](graph) for name in recipe.float_parts))
+        prepared = GRAPH_PASSES[name](prepared)
+    graph = prepared.graph
+    ranges = ranges_of(graph, prepared.seen, RANGE_RULES[recipe.ranges])
+    in_float = frozenset(keep_float).union(*(FLOAT_PARTS[name](graph) for name in recipe.float_parts))
     rough = to_int8(graph, ranges, io, in_float, recipe.weights)
-    if recipe.layer_passes:
-        treatments = [LAYER_PASSES[name] for name in recipe.layer_passes]
+    treatments = [LAYER_PASSES[name](recipe) for name in recipe.layer_passes]
+    if treatments:
         rough = settled(graph, rough, spread(batches, recipe.layer_images), treatments)
-    images = sum(len(batch) for batch in batches)
-    report = {
+    report: dict[str, object] = {
         "recipe": asdict(recipe),
-        "calibration_images": images,
+        "calibration_images": sum(len(batch) for batch in batches),
         "equalized_groups": len(groups_of(graph)) if recipe.graph_passes else 0,
         "float_nodes": sorted(in_float),
+        **prepared.notes,
     }
+    for treatment in treatments:
+        if isinstance(treatment, LearntRounding):
+            report["learnt_rounding"] = treatment.told()
     return QuantizedModel(rough, graph, report)
 
 

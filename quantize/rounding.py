@@ -18,14 +18,15 @@ def compensated(layer: Layer) -> Layer:
 
     The order is by input energy, largest first. A channel that comes no closer that way keeps its old steps.
     """
-    energy = _energy(layer)
+    energy = energy_of(layer)
     order = torch.argsort(energy.diagonal(dim1=1, dim2=2), dim=1, descending=True)
     steps = _rounded_in_order(layer.weights, layer.scales, energy, order)
     candidate = replace(layer, steps=steps)
     return _better(candidate, layer)
 
 
-def _energy(layer: Layer) -> torch.Tensor:
+def energy_of(layer: Layer) -> torch.Tensor:
+    """Second moments of the layer's inputs about their means, a little damped, [G, K, K]."""
     inputs = layer.inputs - layer.inputs.mean(1, keepdim=True)
     return _damped(inputs.transpose(1, 2) @ inputs, DAMPING)
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from export.run import Program
+from quantize.adaround import LearntRounding
+from quantize.affine import WEIGHT_MAX
 from quantize.bias import corrected
 from quantize.int8 import Io
 from quantize.lockstep import Layer
 from quantize.recipes import RECIPES, quantize, spread
 from quantize.rounding import compensated
+from quantize.scales import fitted_scales
 from tests.quantize.networks import images, inverted_residuals, squeezed
 
 
@@ -28,12 +31,14 @@ def _layer(bounds: tuple[float, float] = (-np.inf, np.inf), groups: int = 1) -> 
     targets = inputs @ weights.transpose(1, 2) + bias[:, None]
     return Layer(
         name="layer",
+        op="CONV_2D" if groups == 1 else "DEPTHWISE_CONV_2D",
         inputs=inputs,
         targets=targets,
         weights=weights,
         bias=bias,
         scales=scales,
         steps=steps,
+        one_scale=False,
         bounds=bounds,
     )
 
@@ -43,6 +48,13 @@ def _noise(layer: Layer) -> torch.Tensor:
     return (difference - difference.mean(1, keepdim=True)).square().mean(1)
 
 
+def _held_out(layer: Layer) -> torch.Tensor:
+    """Squared error after the activation on the last quarter of the rows, the bias put right."""
+    sums, targets = (values[:, 375:] for values in (layer.found(), layer.targets))
+    sums = sums + (targets - sums).mean(1, keepdim=True)
+    return (layer.clamped(sums) - layer.clamped(targets)).square().mean(1)
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_compensated_rounding_is_never_worse_and_mostly_better(groups: int) -> None:
     before = _layer(groups=groups)
@@ -50,6 +62,49 @@ def test_compensated_rounding_is_never_worse_and_mostly_better(groups: int) -> N
     assert (_noise(after) <= _noise(before) * 1.0001).all()
     assert _noise(after).sum() < 0.7 * _noise(before).sum()
     assert torch.equal(after.steps, torch.round(after.steps))
+
+
+@pytest.mark.parametrize("one_scale", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_fitted_scales_are_never_worse_and_take_what_a_lone_large_weight_costs(
+    groups: int, one_scale: bool
+) -> None:
+    before = _layer(groups=groups)
+    weights = before.weights.clone()
+    weights[:, 0, 0] *= 1.2  # beyond the others by less than a step
+    scales = weights.abs().amax(2) / WEIGHT_MAX * 8
+    scales = scales.max().expand_as(scales) if one_scale else scales
+    steps = torch.round(weights / scales[..., None])
+    before = replace(before, weights=weights, scales=scales, steps=steps, one_scale=one_scale)
+    before = replace(before, targets=before.inputs @ weights.transpose(1, 2) + before.bias[:, None])
+    after = fitted_scales(before)
+    old, new = _noise(before), _noise(after)
+    assert new.sum() < old.sum()
+    assert one_scale or (new <= old * 1.001).all()
+    assert not one_scale or len(after.scales.unique()) == 1
+
+
+def test_learnt_rounding_is_better_where_nothing_else_has_looked() -> None:
+    before = _layer((0.0, 6.0), groups=4)
+    learnt = LearntRounding(600.0)
+    after = learnt(before)
+    assert _held_out(after).sum() < 0.9 * _held_out(before).sum()
+    assert (_held_out(after) <= _held_out(before) * 1.0001).all()
+    assert torch.equal(after.steps, torch.round(after.steps))
+    told = learnt.told()
+    assert told["layers"] == 1 and told["channels_learnt"] + told["channels_kept"] == 20  # type: ignore[operator]
+
+
+def test_learnt_rounding_is_the_same_every_time() -> None:
+    first, second = (LearntRounding(600.0)(_layer(groups=4)).steps for _ in "ab")
+    assert torch.equal(first, second)
+
+
+def test_learnt_rounding_leaves_a_layer_when_time_is_up_and_dense_ones_always() -> None:
+    late, layer = LearntRounding(0.0), _layer(groups=4)
+    assert late(layer) is layer and late.outcomes["layers_out_of_time"] == 1
+    dense = _layer()
+    assert LearntRounding(600.0)(dense) is dense
 
 
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, np.inf), (0.0, 6.0)])
