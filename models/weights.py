@@ -1,44 +1,30 @@
-"""Weights in and out of files: safetensors of our own, and torchvision's checkpoints of V2 and V3.
+"""Weights in and out of files: safetensors of our own, and the checkpoints that `models.checkpoints` knows.
 
-Nothing here runs code from a file: `.safetensors` holds only tensors, `.pth` and `.pt` are read weights_only.
+Nothing here runs code from a file: `.safetensors` holds only tensors, the others are read weights_only.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 (the name of torch.load's error; nothing is unpickled here)
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.blocks import InvertedResidual, MobileNet
+from models.blocks import MobileNet
+from models.checkpoints import SUPPORTED, Recognised, Source, State, our_keys, recognise, with_norm_eps
 from pipeline.artifacts import AlpharhoError, write_bytes
-
-State = dict[str, Tensor]
-
-TORCHVISION_PARTS: tuple[tuple[str, str, str], ...] = (
-    ("expand.conv", "conv.{j}.0", "block.{j}.0"),
-    ("expand.norm", "conv.{j}.1", "block.{j}.1"),
-    ("depthwise.conv", "conv.{j}.0", "block.{j}.0"),
-    ("depthwise.norm", "conv.{j}.1", "block.{j}.1"),
-    ("squeeze_excite.reduce", "", "block.{j}.fc1"),
-    ("squeeze_excite.expand", "", "block.{j}.fc2"),
-    ("project.conv", "conv.{j}", "block.{j}.0"),
-    ("project.norm", "conv.{next_j}", "block.{j}.1"),
-)
-"""Inside a bottleneck: our name, torchvision's in V2, in V3; `j` is the position of the part in its block."""
-
-TORCHVISION_CONV: tuple[tuple[str, str], ...] = (("conv", "0"), ("norm", "1"))
-"""Inside the stem and the last convolution: our name, torchvision's."""
 
 _COUNTER = "num_batches_tracked"  # of batch norms; used by no network here, so files may leave it out
 _WRAPPERS = ("state_dict", "model")  # under which training scripts keep the tensors
-_SUFFIXES = (".safetensors", ".pth", ".pt")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+_SHOWN = 3  # keys that an error names, of those that do not fit
 _UNREADABLE = (
     UnpicklingError,
     RuntimeError,
@@ -91,6 +77,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise _damaged(path, error) from error
 
 
+def read_card(path: Path) -> dict[str, str]:
+    """The rows of the card that lies beside a weights file as `.md`, `| key | value |`; empty without one."""
+    card = path.with_suffix(".md")
+    if not card.is_file():
+        return {}
+    rows = (line.strip().strip("|").split("|", 1) for line in card.read_text(encoding="utf-8").splitlines())
+    return {row[0].strip(): row[1].strip() for row in rows if len(row) == 2 and row[0].strip(" -")}
+
+
 def read_state(path: Path) -> State:
     """The tensors of a `.safetensors`, `.pth` or `.pt` file by key, as stored, on the CPU.
 
@@ -108,51 +103,54 @@ def read_state(path: Path) -> State:
     return _tensors(path, content)
 
 
-def load_weights(module: MobileNet, path: Path) -> None:
-    """Put the weights of `path` into `module`; keys are ours or torchvision's, halves become float32.
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A weights file that has been read, and what is known of it. `padding` None means nobody says."""
 
-    AlpharhoError as `read_state`, and for a padding, key, shape, dtype or value that does not fit; `module`
-    is then as before.
+    path: Path
+    recognised: Recognised
+    padding: str | None
+
+    @property
+    def source(self) -> Source:
+        """Who trained it, and on what input."""
+        return self.recognised.source
+
+
+def read_checkpoint(path: Path, named: str | None = None) -> Checkpoint:
+    """Read `path` and recognise whose it is; `named` is a key of `models.checkpoints.SOURCES` or None.
+
+    AlpharhoError as `read_state` and `recognise`.
     """
-    stored, ours = read_state(path), torchvision_keys(module)
-    fits = read_metadata(path).get("padding", module.padding)
-    if any(key in ours for key in stored):
-        fits = "torch"
-    if fits != module.padding:
+    recognised = recognise(read_state(path), path, named)
+    return Checkpoint(path, recognised, recognised.source.padding or read_metadata(path).get("padding"))
+
+
+def fill(module: MobileNet, checkpoint: Checkpoint) -> None:
+    """Put the weights of a checkpoint into `module`; halves become float32.
+
+    AlpharhoError for a padding, key, shape, dtype or value that does not fit; `module` is then as before.
+    """
+    path, recognised = checkpoint.path, checkpoint.recognised
+    if checkpoint.padding not in (None, module.padding):
         raise AlpharhoError(
-            f"{path} was trained with padding {fits!r}, the network has {module.padding!r}; build it with "
-            f"padding={fits!r}"
+            f"{path} was trained with padding {checkpoint.padding!r}, the network has {module.padding!r}; "
+            f"build it with padding={checkpoint.padding!r}"
         )
-    theirs = {ours.get(key, key): key for key in stored}
-    state = {key: stored[name] for key, name in theirs.items() if not key.endswith(_COUNTER)}
-    _check_fits(module, state, theirs, path)
-    module.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
+    theirs = {our: their for their, our in our_keys(module, recognised).items() if not our.endswith(_COUNTER)}
+    state = {our: recognised.state[their] for our, their in theirs.items()}
+    _check_fits(module, state, theirs, checkpoint)
+    wanted = module.state_dict()
+    state = {key: value.float().reshape(wanted[key].shape) for key, value in state.items()}
+    state = with_norm_eps(module, state, recognised.source.norm_eps)
+    module.load_state_dict(state, strict=False)
 
 
-def torchvision_keys(module: MobileNet) -> dict[str, str]:
-    """Torchvision's names of `module`'s tensors, in V2 and V3 spelling, to ours; the classifier's agree."""
-    prefixes = dict(_torchvision_prefixes(module))
-    keys = (key.rpartition(".") for key in module.state_dict())
-    return {
-        f"{theirs}.{leaf}": f"{prefix}.{leaf}"
-        for prefix, _, leaf in keys
-        for theirs in prefixes.get(prefix, ())
-    }
-
-
-def _torchvision_prefixes(module: MobileNet) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for i, block in module.features.named_children():
-        if not isinstance(block, InvertedResidual):
-            yield from (
-                (f"features.{i}.{our}", (f"features.{i}.{their}",)) for our, their in TORCHVISION_CONV
-            )
-            continue
-        positions = {part: j for j, (part, _) in enumerate(block.named_children())}
-        for our, v2, v3 in TORCHVISION_PARTS:
-            j = positions.get(our.partition(".")[0])
-            if j is not None:
-                theirs = (name.format(j=j, next_j=j + 1) for name in (v2, v3) if name)
-                yield f"features.{i}.{our}", tuple(f"features.{i}.{name}" for name in theirs)
+def load_weights(module: MobileNet, path: Path, named: str | None = None) -> Source:
+    """Put the weights of `path` into `module` and return whose they are; errors as the two steps'."""
+    checkpoint = read_checkpoint(path, named)
+    fill(module, checkpoint)
+    return checkpoint.source
 
 
 def _check_is_file(path: Path) -> None:
@@ -185,31 +183,43 @@ def _tensors(path: Path, content: object) -> State:
     return content
 
 
-def _check_fits(module: MobileNet, state: State, theirs: Mapping[str, str], path: Path) -> None:
-    """AlpharhoError for the first key that is missing, wrongly shaped, of no float type, or unexpected."""
+def _check_fits(module: MobileNet, state: State, theirs: Mapping[str, str], checkpoint: Checkpoint) -> None:
+    """AlpharhoError that names keys that are missing, wrongly shaped, of no float type, or unexpected."""
+    path, family = checkpoint.path, checkpoint.source.family
     wanted = {key: value for key, value in module.state_dict().items() if not key.endswith(_COUNTER)}
-    _check_classes(module, state, path)
+    remedy = f"; of {family}, read are {SUPPORTED[family]}, each into the same model and alpha"
+    _check_classes(module, state, checkpoint)
+    missing = [f"{key} ({_shape(value)})" for key, value in wanted.items() if key not in state]
+    if missing:
+        raise AlpharhoError(f"{path} has no {_listed(missing)}, which the network has{remedy}")
     for key, value in wanted.items():
-        need = f"the network's {key} has shape {_shape(value)}"
-        if key not in state:
-            raise AlpharhoError(f"{path} has no {key}, but {need}")
-        if state[key].shape != value.shape:
-            raise AlpharhoError(f"{path}: {theirs[key]} has shape {_shape(state[key])}, but {need}")
+        if state[key].shape != value.shape and state[key].shape != (*value.shape, 1, 1):
+            raise AlpharhoError(
+                f"{path}: {theirs[key]} has shape {_shape(state[key])}, but the network's {key} has shape "
+                f"{_shape(value)}{remedy}"
+            )
         if not state[key].is_floating_point():
             raise AlpharhoError(f"{path}: {theirs[key]} is {state[key].dtype}, but weights are floats")
-    unexpected = next((theirs[key] for key in state if key not in wanted), None)
-    if unexpected is not None:
-        raise AlpharhoError(f"{path} has {unexpected}, for which the network has no place")
+    unexpected = [theirs[key] for key in state if key not in wanted]
+    if unexpected:
+        raise AlpharhoError(f"{path} has {_listed(unexpected)}, for which the network has no place{remedy}")
     _check_finite({theirs[key]: value for key, value in state.items()}, f"{path} is damaged")
 
 
-def _check_classes(module: MobileNet, state: State, path: Path) -> None:
-    """The last key of a state is the bias of the logits; only its length differs between class counts."""
-    key, bias = list(module.state_dict().items())[-1]
-    if key in state and state[key].ndim == 1 and len(state[key]) != len(bias):
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _check_classes(module: MobileNet, state: State, checkpoint: Checkpoint) -> None:
+    """The last linear layer's bias; only its length differs between class counts."""
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    key = f"{layers[-1]}.bias"
+    classes, found = len(module.get_parameter(key)), state.get(key)
+    if found is not None and found.ndim == 1 and len(found) != classes:
         raise AlpharhoError(
-            f"{path} has {len(state[key])} classes ({key}), the network has {len(bias)}; build it with "
-            f"num_classes={len(state[key])}"
+            f"{checkpoint.path} has {len(found)} classes ({key}), the network has {classes}; build it with "
+            f"num_classes={len(found)}"
         )
 
 

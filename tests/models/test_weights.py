@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import models
+from models.checkpoints import our_keys, recognise
 from models.weights import (
     load_weights,
     read_metadata,
     read_state,
     save_weights,
-    torchvision_keys,
     write_state,
 )
 from pipeline.artifacts import AlpharhoError
@@ -135,8 +135,9 @@ def test_torchvision_weights_give_torchvisions_logits(name: str, tmp_path: Path)
 def test_every_torchvision_key_has_a_place_of_its_own(name: str) -> None:
     with torch.device("meta"):
         module = models.build(name, 1.0, CLASSES, "torch")
-    theirs, ours = torchvision_state(name), torchvision_keys(module)
-    places = {ours.get(key, key): tuple(value.shape) for key, value in theirs.items()}
+    theirs = torchvision_state(name)
+    ours = our_keys(module, recognise(theirs, Path("w.pth")))
+    places = {ours[key]: tuple(value.shape) for key, value in theirs.items()}
     assert len(places) == len(theirs)
     assert places == {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
