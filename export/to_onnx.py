@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
@@ -16,13 +16,14 @@ from torch import nn
 from pipeline.artifacts import AlpharhoError
 
 OPSET = 20
-INPUT, OUTPUT = "image", "logits"
+INPUT, OUTPUTS = "image", ("logits",)
 
 
-def to_onnx(module: nn.Module, resolution: int) -> onnx.ModelProto:
-    """The ONNX model of an image classifier: `image` float32 [1, 3, R, R] to `logits` [1, classes], opset 20.
+def to_onnx(module: nn.Module, resolution: int, outputs: Sequence[str] = OUTPUTS) -> onnx.ModelProto:
+    """The ONNX model of a network: `image` float32 [1, 3, R, R] to `outputs`, opset 20.
 
-    The same module gives the same bytes: no paths, times or stack traces of this machine are kept.
+    A classifier has one output, `logits` [1, classes]; the names of others are given in their order. The same
+    module gives the same bytes: no paths, times or stack traces of this machine are kept.
     """
     module = module.eval().cpu()
     image = torch.zeros(1, 3, resolution, resolution)
@@ -33,7 +34,7 @@ def to_onnx(module: nn.Module, resolution: int) -> onnx.ModelProto:
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=list(outputs),
             external_data=False,
             verbose=False,
         )

@@ -2,11 +2,12 @@
 
 from models.blocks import PADDINGS, MobileNet, Network
 from models.deploy import deployed
-from models.registry import MAX_ALPHA, MODELS, build, check_resolution, network
+from models.registry import MAX_ALPHA, MODELS, NAMES, build, check_resolution, network
 
 __all__ = [
     "MAX_ALPHA",
     "MODELS",
+    "NAMES",
     "PADDINGS",
     "MobileNet",
     "Network",

@@ -88,18 +88,29 @@ class Head(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """One network at one alpha: every channel count is final, the resolution is not part of it."""
+    """One network at one alpha: every channel count is final, the resolution is not part of it.
+
+    `padding` is a key of PADDINGS where the table fixes it; `smallest` the least resolution where the strides
+    alone do not say it.
+    """
 
     rows: tuple[Row, ...]
     hidden: Head | None
     dropout: float
     norm_eps: float
     norm_momentum: float
+    padding: str = ""
+    smallest: int = 0
 
     @property
     def total_stride(self) -> int:
         """Input pixels per pixel of the last feature map, along one side."""
         return math.prod(row.stride for row in self.rows)
+
+    @property
+    def least_resolution(self) -> int:
+        """Below it the last stages would see less than one pixel of picture."""
+        return max(self.total_stride, self.smallest)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -304,6 +315,16 @@ def _with_hidden(
 
 CLASSIFIERS: dict[type, Callable[..., nn.Sequential]] = {type(None): _plain, HiddenLayer: _with_hidden}
 """Type of hidden layer to the maker of the classifier; a paper's file may add its own."""
+
+
+NETWORKS: dict[type, type[MobileNet]] = {}
+"""Type of hidden layer to the class of a network that is not built as MobileNet is; see `module_of`."""
+
+
+def module_of(network: Network, num_classes: int, padding: str, dropout: float) -> MobileNet:
+    """The module of `network`; `padding` where its table does not fix it."""
+    made = NETWORKS.get(type(network.hidden), MobileNet)
+    return made(network, num_classes, network.padding or padding, dropout)
 
 
 @torch.no_grad()

@@ -2,11 +2,12 @@
 
 And two of MobileNet V1's own: with full convolutions (its Table 4) and without its five equal blocks (Table
 5). Fully connected layers over a feature map are convolutions as large as the map: the same Mult-Adds and
-parameters, and any larger picture runs too.
+parameters, and any larger picture runs too. Alpha scales every width, as V1's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,8 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from models import mobilenet_v1
-from models.blocks import ConvRow, MobileNet, Network, SeparableRow
-from pipeline.artifacts import AlpharhoError
+from models.blocks import (
+    BLOCKS,
+    CLASSIFIERS,
+    NETWORKS,
+    ConvRow,
+    Layers,
+    MobileNet,
+    Network,
+    SeparableRow,
+    make_divisible,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +50,6 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Mean:
-    """Mean over height and width, which stay as axes of one."""
-
-
-@dataclass(frozen=True, slots=True)
 class Drop:
     """Dropout."""
 
@@ -58,7 +63,23 @@ class Parallel:
     branches: tuple[tuple[Layer, ...], ...]
 
 
-Layer = Conv | Pool | Mean | Drop | Parallel
+Layer = Conv | Pool | Drop | Parallel
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A whole table of layers as one row of a network."""
+
+    layers: tuple[Layer, ...]
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMaps:
+    """SqueezeNet's head: a 1x1 convolution to the classes, rectified before its mean."""
+
+    channels: int = 0
 
 
 def fire(squeezed: int, expanded: int) -> tuple[Layer, ...]:
@@ -94,14 +115,14 @@ VGG16: tuple[Layer, ...] = (                                          # arXiv:14
     *(Conv(256, 3, 1, 1),) * 3, Pool(2, 2),
     *(Conv(512, 3, 1, 1),) * 3, Pool(2, 2),
     *(Conv(512, 3, 1, 1),) * 3, Pool(2, 2),
-    Conv(4096, 7), Drop(0.5), Conv(4096, 1), Drop(0.5),
+    Conv(4096, 7), Drop(0.5), Conv(4096, 1),
 )
 
 SQUEEZENET: tuple[Layer, ...] = (                                     # version 1.0, Table 1
     Conv(96, 7, 2), Pool(3, 2),
     *fire(16, 64), *fire(16, 64), *fire(32, 128), Pool(3, 2),
     *fire(32, 128), *fire(48, 192), *fire(48, 192), *fire(64, 256), Pool(3, 2),
-    *fire(64, 256), Drop(0.5),
+    *fire(64, 256),
 )
 
 GOOGLENET: tuple[Layer, ...] = (                                      # Table 1, with batch norm
@@ -116,11 +137,8 @@ GOOGLENET: tuple[Layer, ...] = (                                      # Table 1,
     inception(256, (160, 320), (32, 128), 128), Pool(2, 2),
     inception(256, (160, 320), (32, 128), 128),
     inception(384, (192, 384), (48, 128), 128),
-    Mean(), Drop(0.2),
 )
 # fmt: on
-
-RESOLUTION = 224
 
 
 class Concatenated(nn.Module):
@@ -136,79 +154,98 @@ class Concatenated(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
-class GlobalMean(nn.Module):
-    """Mean over height and width. `[N, C, H, W]` to `[N, C, 1, 1]`."""
+class ClassMapNetwork(MobileNet):
+    """A network whose logits are the means of its classes' maps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Dtype is kept."""
-        return x.mean((2, 3), keepdim=True)
-
-
-class Comparator(nn.Module):
-    """Layers of a table, then a 1x1 convolution to the classes: [N, 3, H, W] to [N, num_classes]."""
-
-    def __init__(self, table: tuple[Layer, ...], num_classes: int) -> None:
-        """Weights are He-initialised from torch's global generator, biases zero."""
-        super().__init__()
-        self.features, channels = _sequence(table, 3)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-        self.apply(_initialise)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits are the mean over what the convolutions leave of height and width."""
+        """Features, classifier, global mean."""
         logits: Tensor = self.classifier(self.features(x)).mean((2, 3))
         return logits
 
 
-class RectifiedComparator(Comparator):
-    """SqueezeNet rectifies the maps of the classes before their mean."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As Comparator."""
-        logits: Tensor = torch.relu(self.classifier(self.features(x))).mean((2, 3))
-        return logits
+def _table(layers: Layers, c_in: int, row: TableRow) -> nn.Module:
+    return _sequence(row.layers, c_in, layers)[0]
 
 
-def _sequence(table: tuple[Layer, ...], channels: int) -> tuple[nn.Sequential, int]:
+def _sequence(table: tuple[Layer, ...], channels: int, layers: Layers) -> tuple[nn.Sequential, int]:
     parts = []
     for layer in table:
-        part, channels = _MAKERS[type(layer)](layer, channels)
+        part, channels = _MAKERS[type(layer)](layer, channels, layers)
         parts.append(part)
     return nn.Sequential(*parts), channels
 
 
-def _conv(layer: Conv, channels: int) -> tuple[nn.Module, int]:
+def _conv(layer: Conv, channels: int, layers: Layers) -> tuple[nn.Module, int]:
     conv = nn.Conv2d(
         channels, layer.channels, layer.kernel, layer.stride, layer.padding, bias=not layer.normed
     )
-    norm = [nn.BatchNorm2d(layer.channels, eps=1e-3)] if layer.normed else []
+    norm = [layers.norm(layer.channels)] if layer.normed else []
     return nn.Sequential(conv, *norm, nn.ReLU()), layer.channels
 
 
-def _pool(layer: Pool, channels: int) -> tuple[nn.Module, int]:
+def _pool(layer: Pool, channels: int, layers: Layers) -> tuple[nn.Module, int]:
     return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding, ceil_mode=layer.stride > 1), channels
 
 
-def _mean(layer: Mean, channels: int) -> tuple[nn.Module, int]:
-    return GlobalMean(), channels
-
-
-def _drop(layer: Drop, channels: int) -> tuple[nn.Module, int]:
+def _drop(layer: Drop, channels: int, layers: Layers) -> tuple[nn.Module, int]:
     return nn.Dropout(layer.rate), channels
 
 
-def _parallel(layer: Parallel, channels: int) -> tuple[nn.Module, int]:
-    made = [_sequence(branch, channels) for branch in layer.branches]
+def _parallel(layer: Parallel, channels: int, layers: Layers) -> tuple[nn.Module, int]:
+    made = [_sequence(branch, channels, layers) for branch in layer.branches]
     return Concatenated([branch for branch, _ in made]), sum(width for _, width in made)
 
 
 _MAKERS: dict[type, Callable[..., tuple[nn.Module, int]]] = {
     Conv: _conv,
     Pool: _pool,
-    Mean: _mean,
     Drop: _drop,
     Parallel: _parallel,
 }
+
+
+def _class_maps(
+    layers: Layers, c_in: int, hidden: ClassMaps, num_classes: int, dropout: float
+) -> nn.Sequential:
+    return nn.Sequential(nn.Dropout(dropout), nn.Conv2d(c_in, num_classes, 1), nn.ReLU())
+
+
+def table_network(
+    alpha: float, table: tuple[Layer, ...], smallest: int, dropout: float, hidden: ClassMaps | None = None
+) -> Network:
+    """A table of layers with every width multiplied by alpha; `smallest` is the least resolution."""
+    layers = _scaled(table, alpha)
+    row = TableRow(layers, _width(layers), _stride(layers))
+    return Network(
+        rows=(row,),
+        hidden=hidden,
+        dropout=dropout,
+        norm_eps=1e-3,
+        norm_momentum=0.1,
+        padding="torch",
+        smallest=smallest,
+    )
+
+
+def _scaled(table: tuple[Layer, ...], alpha: float) -> tuple[Layer, ...]:
+    def scaled(layer: Layer) -> Layer:
+        if isinstance(layer, Parallel):
+            return Parallel(tuple(_scaled(branch, alpha) for branch in layer.branches))
+        if isinstance(layer, Conv):
+            return replace(layer, channels=make_divisible(layer.channels * alpha))
+        return layer
+
+    return tuple(scaled(layer) for layer in table)
+
+
+def _width(table: tuple[Layer, ...]) -> int:
+    """Channels after the last layer that changes their number."""
+    last = next(layer for layer in reversed(table) if isinstance(layer, Conv | Parallel))
+    return last.channels if isinstance(last, Conv) else sum(_width(branch) for branch in last.branches)
+
+
+def _stride(table: tuple[Layer, ...]) -> int:
+    return math.prod(layer.stride for layer in table if isinstance(layer, Conv | Pool))
 
 
 def full_convolutions(alpha: float = 1.0) -> Network:
@@ -227,32 +264,15 @@ def shallow(alpha: float = 1.0) -> Network:
     return replace(net, rows=(*net.rows[:7], *net.rows[12:]))
 
 
-COMPARATORS: dict[str, Callable[[int], nn.Module]] = {
-    "alexnet": partial(Comparator, ALEXNET),
-    "squeezenet": partial(RectifiedComparator, SQUEEZENET),
-    "googlenet": partial(Comparator, GOOGLENET),
-    "vgg16": partial(Comparator, VGG16),
-    "v1_full_conv": lambda classes: MobileNet(full_convolutions(), classes, "tf", 0.001),
-    "v1_shallow": lambda classes: MobileNet(shallow(), classes, "tf", 0.001),
+COMPARATORS: dict[str, Callable[[float], Network]] = {
+    "alexnet": partial(table_network, table=ALEXNET, smallest=224, dropout=0.0),
+    "squeezenet": partial(table_network, table=SQUEEZENET, smallest=32, dropout=0.5, hidden=ClassMaps()),
+    "googlenet": partial(table_network, table=GOOGLENET, smallest=32, dropout=0.2),
+    "vgg16": partial(table_network, table=VGG16, smallest=224, dropout=0.5),
+    "v1_full_conv": full_convolutions,
+    "v1_shallow": shallow,
 }
 
-
-def build(name: str, num_classes: int = 1000) -> nn.Module:
-    """A network of COMPARATORS: float32 `[N, 3, H, W]` in, logits `[N, num_classes]` out, H and W >= 224.
-
-    SqueezeNet, GoogLeNet and V1's variants take smaller pictures too. AlpharhoError for an unknown name or no
-    classes.
-    """
-    if name not in COMPARATORS:
-        raise AlpharhoError(f"unknown comparator {name!r}; choose one of {', '.join(COMPARATORS)}")
-    if num_classes < 1:
-        raise AlpharhoError(f"num_classes is {num_classes}; a classifier needs at least 1")
-    return COMPARATORS[name](num_classes)
-
-
-@torch.no_grad()
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if module.bias is not None:
-            module.bias.zero_()
+BLOCKS[TableRow] = _table
+CLASSIFIERS[ClassMaps] = _class_maps
+NETWORKS[ClassMaps] = ClassMapNetwork

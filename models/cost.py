@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -20,6 +19,7 @@ from models.blocks import (
     BottleneckRow,
     ConvRow,
     HiddenLayer,
+    MobileNet,
     Network,
     SeparableRow,
     Sides,
@@ -27,6 +27,9 @@ from models.blocks import (
     has_expansion,
     has_shortcut,
 )
+from models.comparators import ClassMaps, Conv, Layer, Parallel, Pool, TableRow
+from models.deploy import LoweredShiftMax, deployed
+from models.factorised import FlattenedRow, LowRankRow
 from models.micronet_blocks import LastRow, LiteRow, MicroStem, NormedHidden, Place, RegularRow, ShiftMax
 from models.registry import check_resolution, network
 from pipeline.artifacts import AlpharhoError
@@ -152,11 +155,10 @@ def network_cost(net: Network, resolution: int = 224, num_classes: int = 1000) -
 def op_counts(name: str, alpha: float = 1.0) -> OpCounts:
     """Operations of `name` at width `alpha`, from its table. AlpharhoError as `cost_of`."""
     net = network(name, alpha)
-    kinds = Counter(layer.kind for layer in _layers(net, net.total_stride, 1))
+    kinds = Counter(layer.kind for layer in _layers(net, net.least_resolution, 1))
     blocks = list(zip(_input_channels(net), net.rows, strict=True))
-    shortcuts = [
-        isinstance(row, BottleneckRow | RegularRow) and has_shortcut(c_in, row) for c_in, row in blocks
-    ]
+    with_shortcut = BottleneckRow | LiteRow | RegularRow
+    shortcuts = [isinstance(row, with_shortcut) and has_shortcut(c_in, row) for c_in, row in blocks]
     return OpCounts(
         dense_convs=kinds["stem"] + kinds["pointwise"],
         depthwise_convs=kinds["depthwise"],
@@ -164,46 +166,35 @@ def op_counts(name: str, alpha: float = 1.0) -> OpCounts:
         squeeze_excites=kinds["squeeze_excite"] // 2,
         hard_swishes=sum(act is nn.Hardswish for act in _activations(net)),
         fully_connected=kinds["classifier"],
-        shift_maxes=kinds["shift_max"] // 2,
+        shift_maxes=sum(1 for _ in _shift_maxes(net)),
     )
 
 
 def deployed_ops(name: str, alpha: float = 1.0) -> dict[str, int]:
     """What an exported network has beside its `op_counts`, by TFLite's names; nothing but for a MicroNet.
 
-    Each Dynamic Shift-Max has a mean, a generator of KJ + 1 convolutions, KJ depthwise ones that scale its
-    coefficients, and the sums of equation 4, whose maximum adds a rectified difference. A depthwise
-    convolution with several filters per channel is a dense one. AlpharhoError as `cost_of`.
+    Each Shift-Max has KJ coefficients, which a generator of a mean and KJ + 1 convolutions makes and KJ
+    depthwise ones scale, and the sums of equation 4, whose maximum adds a rectified difference. How many
+    convolutions and slices make the shifted maps is for `models.deploy` to choose. AlpharhoError as
+    `cost_of`.
     """
     net = network(name, alpha)
+    if not isinstance(net.rows[0], MicroStem):
+        return {}
     ops = Counter[str]()
     for place in _shift_maxes(net):
-        terms, shifts = place.sums * place.copies, place.copies - 1
-        ops.update(CONV_2D=1 + terms, DEPTHWISE_CONV_2D=terms, MEAN=1, MUL=terms)
-        ops.update(ADD=place.sums * shifts + place.sums - 1, SUB=(place.sums - 1) * place.copies)
-        ops.update(SLICE=2 * shifts, CONCATENATION=shifts)
-    for row in net.rows:
-        ops.update(_made_dense(row))
-    for row, following in pairwise(net.rows):
-        if isinstance(following, LiteRow) and isinstance(following.wide, ShiftMax):
-            ops.update(_copied(row))
+        dynamic = place.squeezed > 0
+        ops.update(MUL=place.sums * place.copies, MEAN=int(dynamic))
+        ops.update(ADD=place.sums * (place.copies - 1) + place.sums - 1)
+        ops.update(SUB=dynamic * place.copies * (place.sums > 1) + max(place.sums - 2, 0))
+    made, counts = deployed(MobileNet(net, 1, "tf", 0.0)), op_counts(name, alpha)
+    convs = [part for part in made.modules() if isinstance(part, nn.Conv2d)]
+    depthwise = sum(conv.groups == conv.in_channels > 1 for conv in convs)
+    ops.update(CONV_2D=len(convs) - depthwise - counts.dense_convs)
+    ops.update(DEPTHWISE_CONV_2D=depthwise - counts.depthwise_convs)
+    pieces = [each for part in made.modules() if isinstance(part, LoweredShiftMax) for each in part.pieces]
+    ops.update(SLICE=sum(map(len, pieces)), CONCATENATION=len(pieces))
     return {op: count for op, count in ops.items() if count}
-
-
-def _made_dense(row: object) -> dict[str, int]:
-    """The lite rows' depthwise convolutions: where a shift rotates, all filters are in the first one."""
-    if not isinstance(row, LiteRow):
-        return {}
-    rotates = isinstance(row.wide, ShiftMax) and row.wide.copies == 2
-    dense = 1 if rotates else sum(filters > 1 for filters in row.factors)
-    return {"CONV_2D": dense, "DEPTHWISE_CONV_2D": -dense}
-
-
-def _copied(row: object) -> dict[str, int]:
-    """A second squeeze instead of a rotation, where the next row needs the trained order of channels."""
-    if not isinstance(row, LiteRow) or not isinstance(row.narrow, ShiftMax) or row.narrow.copies < 2:
-        return {}
-    return {"CONV_2D": 1, "SLICE": -2, "CONCATENATION": -1}
 
 
 def _shift_maxes(net: Network) -> Iterator[ShiftMax]:
@@ -216,30 +207,76 @@ def _shift_maxes(net: Network) -> Iterator[ShiftMax]:
 def _layers(net: Network, resolution: int, num_classes: int) -> Iterator[LayerCost]:
     shape: Shape = (3, resolution, resolution)
     for i, row in enumerate(net.rows):
+        if isinstance(row, TableRow):
+            found, shape = table_layers(f"features.{i}", shape, row.layers)
+            yield from found
+            continue
         for layer in _ROW_LAYERS[type(row)](f"features.{i}", shape, row):
             yield layer
             shape = layer.out_shape if layer.kind not in ONE_PIXEL else shape
-    yield from _HEAD_LAYERS[type(net.hidden)](shape[0], net.hidden, num_classes)
+    yield from _HEAD_LAYERS[type(net.hidden)](shape, net.hidden, num_classes)
 
 
-def _plain_head(c_in: int, hidden: None, num_classes: int) -> Iterator[LayerCost]:
-    yield _linear("classifier.1", c_in, num_classes)
+def table_layers(path: str, shape: Shape, table: tuple[Layer, ...]) -> tuple[list[LayerCost], Shape]:
+    """The convolutions of a table of layers, and the shape of what comes out of it."""
+    found: list[LayerCost] = []
+    for i, layer in enumerate(table):
+        if isinstance(layer, Parallel):
+            names = [f"{path}.{i}.branches.{b}" for b in range(len(layer.branches))]
+            made = [
+                table_layers(name, shape, branch) for name, branch in zip(names, layer.branches, strict=True)
+            ]
+            found += [each for layers, _ in made for each in layers]
+            shape = (sum(after[0] for _, after in made), *made[0][1][1:])
+        if isinstance(layer, Conv):
+            found.append(_table_conv(f"{path}.{i}.0", shape, layer))
+            shape = found[-1].out_shape
+        if isinstance(layer, Pool):
+            shape = (shape[0], _pooled(shape[1], layer), _pooled(shape[2], layer))
+    return found, shape
 
 
-def _hidden_head(c_in: int, hidden: HiddenLayer, num_classes: int) -> Iterator[LayerCost]:
-    yield _linear("classifier.0", c_in, hidden.channels)
+def _table_conv(path: str, shape: Shape, layer: Conv) -> LayerCost:
+    kind = "stem" if shape[0] == 3 else "pointwise"
+    height, width = ((size + 2 * layer.padding - layer.kernel) // layer.stride + 1 for size in shape[1:])
+    weights = layer.kernel**2 * shape[0] * layer.channels
+    made = _normed(path, kind, shape, layer.channels, layer.kernel, layer.stride, weights)
+    out, bias = (layer.channels, height, width), 0 if layer.normed else layer.channels
+    norms = made.norm_params if layer.normed else 0
+    sized = replace(made, out_shape=out, macs=weights * height * width)
+    return replace(sized, weight_params=weights + bias, norm_params=norms)
+
+
+def _pooled(size: int, layer: Pool) -> int:
+    """Windows that begin in the map or the padding before it; where it strides, the cut one counts."""
+    free = size + 2 * layer.padding - layer.kernel
+    count = (math.ceil if layer.stride > 1 else math.floor)(free / layer.stride) + 1
+    return count - int((count - 1) * layer.stride >= size + layer.padding)
+
+
+def _plain_head(shape: Shape, hidden: None, num_classes: int) -> Iterator[LayerCost]:
+    yield _linear("classifier.1", shape[0], num_classes)
+
+
+def _class_map_head(shape: Shape, hidden: ClassMaps, num_classes: int) -> Iterator[LayerCost]:
+    yield _table_conv("classifier.1", shape, Conv(num_classes, 1))
+
+
+def _hidden_head(shape: Shape, hidden: HiddenLayer, num_classes: int) -> Iterator[LayerCost]:
+    yield _linear("classifier.0", shape[0], hidden.channels)
     yield _linear("classifier.3", hidden.channels, num_classes)
 
 
-def _normed_head(c_in: int, hidden: NormedHidden, num_classes: int) -> Iterator[LayerCost]:
-    widen = _linear("classifier.1", c_in, hidden.channels)
+def _normed_head(shape: Shape, hidden: NormedHidden, num_classes: int) -> Iterator[LayerCost]:
+    widen = _linear("classifier.1", shape[0], hidden.channels)
     logits = _linear("classifier.5", hidden.channels, num_classes)
     for layer in (widen, logits):
         yield replace(layer, norm_params=2 * layer.out_shape[0])
 
 
-_HEAD_LAYERS: dict[type, Callable[[int, Any, int], Iterator[LayerCost]]] = {
+_HEAD_LAYERS: dict[type, Callable[[Shape, Any, int], Iterator[LayerCost]]] = {
     type(None): _plain_head,
+    ClassMaps: _class_map_head,
     HiddenLayer: _hidden_head,
     NormedHidden: _normed_head,
 }
@@ -254,6 +291,19 @@ def _separable_row(path: str, shape: Shape, row: SeparableRow) -> Iterator[Layer
     depthwise = _depthwise(f"{path}.depthwise.conv", shape, row.kernel, row.stride)
     yield depthwise
     yield _conv(f"{path}.pointwise.conv", "pointwise", depthwise.out_shape, row.channels)
+
+
+def _flattened_row(path: str, shape: Shape, row: FlattenedRow) -> Iterator[LayerCost]:
+    yield from (pair := _depthwise_pair(path, shape, row.kernel, row.stride, (1, 1)))
+    yield _conv(f"{path}.pointwise.conv", "pointwise", pair[-1].out_shape, row.channels)
+
+
+def _low_rank_row(path: str, shape: Shape, row: LowRankRow) -> Iterator[LayerCost]:
+    depthwise = _depthwise(f"{path}.depthwise.conv", shape, row.kernel, row.stride)
+    yield depthwise
+    reduce = _conv(f"{path}.pointwise.reduce.conv", "pointwise", depthwise.out_shape, row.rank)
+    yield reduce
+    yield _conv(f"{path}.pointwise.expand.conv", "pointwise", reduce.out_shape, row.channels)
 
 
 def _bottleneck_row(path: str, shape: Shape, row: BottleneckRow) -> Iterator[LayerCost]:
@@ -345,18 +395,25 @@ def _depthwise_pair(
 
 
 def _place(path: str, shape: Shape, place: Place) -> Iterator[LayerCost]:
-    """The coefficient generator of Dynamic Shift-Max, and the multiplications by its coefficients."""
+    """The coefficients of a Shift-Max, with their generator if any, and the multiplications by them."""
     if not isinstance(place, ShiftMax):
         return
     coefficients = place.sums * place.copies
+    multiplies = coefficients * math.prod(shape)
+    if not place.squeezed:
+        trained = _pixel(path, "shift_max", 0, coefficients * shape[0])
+        yield replace(trained, multiplies=multiplies)
+        return
     yield _pixel(f"{path}.reduce", "shift_max", shape[0], place.squeezed)
     expand = _pixel(f"{path}.expand", "shift_max", place.squeezed, coefficients * shape[0])
-    yield replace(expand, multiplies=coefficients * math.prod(shape))
+    yield replace(expand, multiplies=multiplies)
 
 
 _ROW_LAYERS: dict[type, Callable[[str, Shape, Any], Iterator[LayerCost]]] = {
     ConvRow: _conv_row,
     SeparableRow: _separable_row,
+    FlattenedRow: _flattened_row,
+    LowRankRow: _low_rank_row,
     BottleneckRow: _bottleneck_row,
     MicroStem: _micro_stem,
     LiteRow: _lite_row,

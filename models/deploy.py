@@ -7,7 +7,8 @@ which its group convolutions and Dynamic Shift-Max are cheapest, and the weights
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from models.micronet_blocks import (
     Lite,
     Regular,
     ShiftMax,
+    ShiftMaxLayer,
+    StaticShiftMax,
     Stem,
     shifted,
     shuffle,
@@ -28,13 +31,20 @@ from models.micronet_blocks import (
 Order = Tensor
 """int64 [C]: channel i of an exported map is channel `order[i]` of the trained one."""
 
+Pieces = tuple[tuple[int, int], ...]
+"""First and last + 1 of the slices of channels that, concatenated, are a shifted map."""
+
+SLICE_MACS = 800  # Mult-Adds of a dense 1x1 convolution that cost as much as one slice of channels, per pixel
+GROUPED_OUTPUTS = 16  # of each group, from which on a group convolution costs less than a dense one
+
 
 def deployed(net: MobileNet) -> nn.Module:
     """`net` in evaluation mode and without shuffles: same input, same logits up to rounding; `net` is kept.
 
-    Networks without shuffles are returned as they are. Of a MicroNet, batch norms are folded, group
-    convolutions between shuffles become dense ones, and a shift of channels becomes a rotation: two slices
-    and a concatenation.
+    Networks without shuffles are returned as they are. Of a MicroNet, batch norms are folded, and a shift of
+    channels becomes slices and a concatenation, mostly a rotation. Expansions stay group convolutions where
+    that is cheaper on a core (`GROUPED_OUTPUTS`), all others become dense: a map has one order, and the
+    groups of a squeeze lie across those of the expansion before it.
     """
     if not isinstance(net.features[0], Stem):
         return net
@@ -51,7 +61,7 @@ class _Deployed(nn.Module):
         rows = list(net.features)
         blocks, order = [], torch.arange(3)
         for row, following in zip(rows, [*rows[1:], None], strict=True):
-            block, order = _BLOCKS[type(row)](row, order, _needs_trained_order(following))
+            block, order = _BLOCKS[type(row)](row, order, _asked(following))
             blocks.append(block)
         self.features = nn.Sequential(*blocks)
         self.classifier = _classifier(net.classifier, order)
@@ -64,16 +74,16 @@ class _Deployed(nn.Module):
 
 
 class Activated(nn.Module):
-    """A convolution and what follows it; `copy` is the same convolution, with its channels shifted."""
+    """A convolution and what follows it; `copies` are the same convolution with its channels shifted."""
 
-    def __init__(self, conv: nn.Module, act: nn.Module, copy: nn.Module | None) -> None:
-        """`copy` None: `act` makes the shifted copy itself, or needs none."""
+    def __init__(self, conv: nn.Module, act: nn.Module, copies: Sequence[nn.Module] = ()) -> None:
+        """Without `copies`, `act` makes the shifted maps itself, or needs none."""
         super().__init__()
-        self.conv, self.act, self.copy = conv, act, copy
+        self.conv, self.act, self.copies = conv, act, nn.ModuleList(copies)
 
     def forward(self, x: Tensor) -> Tensor:
         """NCHW in, NCHW out."""
-        y: Tensor = self.act(self.conv(x)) if self.copy is None else self.act(self.conv(x), self.copy(x))
+        y: Tensor = self.act(self.conv(x), *(copy(x) for copy in self.copies))
         return y
 
 
@@ -89,15 +99,35 @@ class Residual(nn.Sequential):
         return y
 
 
-class StaticShiftMax(nn.Module):
-    """Dynamic Shift-Max with J, K <= 2 without a maximum: max(a, b) = a + relu(b - a). NCHW."""
+class LoweredShiftMax(nn.Module):
+    """Shift-Max without a maximum: max(a, b) = a + relu(b - a). NCHW."""
 
-    def __init__(self, trained: DynamicShiftMax, order: Order, rotation: int) -> None:
-        """`order` is that of the input; the shifted copy is the input rotated by `rotation` channels."""
+    def __init__(self, trained: ShiftMaxLayer, order: Order, pieces: Sequence[Pieces]) -> None:
+        """`order` is that of the input; `pieces` of the shifted maps that the input itself holds."""
+        super().__init__()
+        self.spec, self.pieces = trained.spec, pieces
+        self.weights = _WEIGHTS[type(trained)](trained, order)
+
+    def forward(self, x: Tensor, *copies: Tensor) -> Tensor:
+        """Shape and dtype of `x` are kept; `copies` are the shifted maps where `pieces` has none."""
+        maps = [x, *(_assembled(x, pieces) for pieces in self.pieces), *copies]
+        weights = self.weights(x)
+        first = weights[: len(maps)]
+        y = _weighted(first, maps)
+        for k in range(1, self.spec.sums):
+            more = weights[k * len(maps) : (k + 1) * len(maps)]
+            gains = [b - a for a, b in zip(first, more, strict=True)]
+            y = y + torch.relu(_weighted(gains, maps) if k == 1 else _weighted(more, maps) - y)
+        return y
+
+
+class GeneratedWeights(nn.Module):
+    """Coefficients from the channels' means, K J times [N, C, 1, 1]."""
+
+    def __init__(self, trained: DynamicShiftMax, order: Order) -> None:
+        """The hard-sigmoid's 3 and 1/6, and the coefficients' range, are in weights and biases."""
         super().__init__()
         spec = trained.spec
-        assert spec.sums <= 2 and spec.copies <= 2
-        self.spec, self.rotation = spec, rotation
         self.reduce = _pointwise(trained.reduce.weight[:, order], trained.reduce.bias)
         weights = trained.expand.weight.view(spec.sums, spec.copies, -1, spec.squeezed)[:, :, order]
         biases = trained.expand.bias.view(spec.sums, spec.copies, -1)[:, :, order] + 3
@@ -105,20 +135,8 @@ class StaticShiftMax(nn.Module):
         self.expand = nn.ModuleList(_pointwise(weights[k, j], biases[k, j]) for k, j in pairs)
         self.scale = nn.ModuleList(_affine(len(order), spec.initial[k][j]) for k, j in pairs)
 
-    def forward(self, x: Tensor, copy: Tensor | None = None) -> Tensor:
-        """Shape and dtype of `x` are kept; `copy` replaces the rotated input."""
-        coefficients = self._coefficients(x)
-        copies = [x]
-        if self.spec.copies == 2:
-            copies.append(_rotated(x, self.rotation) if copy is None else copy)
-        first = coefficients[: len(copies)]
-        y = _weighted(first, copies)
-        if self.spec.sums == 2:
-            gains = [b - a for a, b in zip(first, coefficients[len(copies) :], strict=True)]
-            y = y + torch.relu(_weighted(gains, copies))
-        return y
-
-    def _coefficients(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The coefficients for the maps `x`, sum by sum."""
         hidden = torch.relu(self.reduce(x.mean((2, 3), keepdim=True)))
         return [
             scale(nn.functional.relu6(expand(hidden)))
@@ -126,16 +144,36 @@ class StaticShiftMax(nn.Module):
         ]
 
 
-def _weighted(weights: list[Tensor], copies: list[Tensor]) -> Tensor:
-    terms = [copy * weight for weight, copy in zip(weights, copies, strict=True)]
-    return terms[0] + terms[1] if len(terms) == 2 else terms[0]
+class TrainedWeights(nn.Module):
+    """Coefficients that are constants."""
+
+    weight: Tensor
+
+    def __init__(self, trained: StaticShiftMax, order: Order) -> None:
+        """`weight` is [K J, C], in the input's order."""
+        super().__init__()
+        self.register_buffer("weight", trained.weight.flatten(0, 1)[:, order].detach())
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The coefficients, sum by sum."""
+        return [row.view(1, -1, 1, 1) for row in self.weight]
 
 
-def _rotated(x: Tensor, count: int) -> Tensor:
-    return torch.cat((x[:, count:], x[:, :count]), 1)
+_WEIGHTS: dict[type, Callable[..., nn.Module]] = {
+    DynamicShiftMax: GeneratedWeights,
+    StaticShiftMax: TrainedWeights,
+}
 
 
-def _stem(block: Stem, order: Order, trained: bool) -> tuple[nn.Module, Order]:
+def _weighted(weights: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
+    return reduce(torch.add, (each * weight for weight, each in zip(weights, maps, strict=True)))
+
+
+def _assembled(x: Tensor, pieces: Pieces) -> Tensor:
+    return torch.cat([x[:, first:last] for first, last in pieces], 1)
+
+
+def _stem(block: Stem, order: Order, asked: int) -> tuple[nn.Module, Order]:
     """The trained order is free: the group convolution is made dense, with permuted weights."""
     after = _order_after(lambda y: shuffle(y, block.row.inner), block.row.channels)
     vertical = _dense(block.vertical, order, torch.arange(block.row.inner))
@@ -143,13 +181,13 @@ def _stem(block: Stem, order: Order, trained: bool) -> tuple[nn.Module, Order]:
     return nn.Sequential(vertical, horizontal, nn.ReLU6()), torch.arange(block.row.channels)
 
 
-def _lite(block: Lite, order: Order, trained: bool) -> tuple[nn.Module, Order]:
-    rotates = isinstance(block.wide, DynamicShiftMax) and block.wide.spec.copies == 2
+def _lite(block: Lite, order: Order, asked: int) -> tuple[nn.Module, Order]:
+    rotates = isinstance(block.wide, ShiftMaxLayer) and block.wide.spec.copies > 1
     widen = _rotating_pair if rotates else _plain_pair
     pair, wide_order = widen(block, order)
     wide = _activated(pair, block.wide, wide_order)
-    squeeze, result = _squeeze(block, wide_order, torch.arange(block.row.channels) if trained else None)
-    return nn.Sequential(wide, squeeze), result
+    squeeze, result = _squeeze(block, wide_order, order if block.has_shortcut else _wished(block, asked))
+    return _chain(block)(wide, squeeze), result
 
 
 def _plain_pair(block: Lite, order: Order) -> tuple[nn.Module, Order]:
@@ -178,19 +216,43 @@ def _rotating_pair(block: Lite, order: Order) -> tuple[nn.Module, Order]:
     return nn.Sequential(tall, _depthwise(horizontal, wide, len(wide))), wide
 
 
-def _regular(block: Regular, order: Order, trained: bool) -> tuple[nn.Module, Order]:
+def _regular(block: Regular, order: Order, asked: int) -> tuple[nn.Module, Order]:
     channels, groups = block.row.expanded, block.row.expand_groups
     shuffled = _order_after(lambda y: shuffle(y, groups), channels)
-    wide_order = _preferred(block.wide, channels)
-    first_order = shuffled[wide_order]
-    first = _activated(_dense(block.expand, order, first_order), block.first, first_order)
+    expand, first_order = _expansion(block.expand, order, shuffled[_preferred(block.wide, channels)])
+    wide_order = torch.argsort(shuffled)[first_order]
+    first = _activated(expand, block.first, first_order)
     parts = _parts(block.depthwise)
     depthwise = nn.Sequential(*(_depthwise(part, wide_order, channels) for part in parts))
     wide = _activated(depthwise, block.wide, wide_order)
-    target = torch.arange(block.row.channels) if trained else None
-    squeeze, result = _squeeze(block, wide_order, order if block.has_shortcut else target)
-    chain = Residual if block.has_shortcut else nn.Sequential
-    return chain(first, wide, squeeze), result
+    squeeze, result = _squeeze(block, wide_order, order if block.has_shortcut else _wished(block, asked))
+    return _chain(block)(first, wide, squeeze), result
+
+
+def _chain(block: Lite | Regular) -> type[nn.Sequential]:
+    return Residual if block.has_shortcut else nn.Sequential
+
+
+def _expansion(part: ConvNormAct, order: Order, preferred: Order) -> tuple[nn.Module, Order]:
+    """The expansion and the order of its output: in groups where that is cheaper, else `preferred`.
+
+    Channel q of the g-th group is position q + g, going round, so that the shift by a group and a position
+    is a shift by a group alone.
+    """
+    conv = part.conv
+    inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    group = order.view(conv.groups, inputs) // inputs
+    if not _stays_grouped(conv) or (group != group[:, :1]).any():
+        return _dense(part, order, preferred), preferred
+    turned = (torch.arange(outputs) + torch.arange(conv.groups)[:, None]) % outputs
+    own = (group[:, :1] * outputs + turned).flatten()
+    weight, bias = _folded(part)
+    columns = (order % inputs).view(conv.groups, inputs).repeat_interleave(outputs, 0)
+    return _like(conv, weight[own].gather(1, columns[:, :, None, None]), bias[own], conv.groups), own
+
+
+def _stays_grouped(conv: nn.Conv2d) -> bool:
+    return conv.groups > 1 and conv.out_channels // conv.groups >= GROUPED_OUTPUTS
 
 
 def _parts(depthwise: nn.Sequential) -> tuple[ConvNormAct, ...]:
@@ -200,24 +262,25 @@ def _parts(depthwise: nn.Sequential) -> tuple[ConvNormAct, ...]:
     return tuple(part for part in depthwise if isinstance(part, ConvNormAct))
 
 
-def _squeeze(block: Lite | Regular, order: Order, target: Order | None) -> tuple[nn.Module, Order]:
-    """The squeeze and what follows; the result's order is `target`, or whichever is cheapest."""
+def _squeeze(block: Lite | Regular, order: Order, wished: Order | None) -> tuple[nn.Module, Order]:
+    """The squeeze and what follows; the result's order is the one wished for, or whichever is cheapest."""
     conv = block.squeeze.conv
     before = _order_after(block.shuffle_wide, conv.in_channels)
     after = _order_after(block.shuffle_narrow, conv.out_channels)
-    own = _preferred(block.narrow, conv.out_channels) if target is None else after[target]
+    own = _preferred(block.narrow, conv.out_channels) if wished is None else after[wished]
     order_in = torch.argsort(before)[order]
     squeeze = _dense(block.squeeze, order_in, own)
-    copy = None
-    if _needs_copy(block.narrow, own):
-        assert isinstance(block.narrow, DynamicShiftMax)
-        copy = _dense(block.squeeze, order_in, _shift_of(block.narrow.spec, len(own))[own])
-    return Activated(squeeze, _place(block.narrow, own), copy), torch.argsort(after)[own]
+    pieces, copies = _pieces_of(block.narrow, own), []
+    if SLICE_MACS * sum(map(len, pieces)) > conv.in_channels * conv.out_channels * len(pieces):
+        shifts, pieces = _shifts(block.narrow, len(own)), []
+        copies = [_dense(block.squeeze, order_in, shift[own]) for shift in shifts]
+    return Activated(squeeze, _place(block.narrow, own, pieces), copies), torch.argsort(after)[own]
 
 
-def _last(block: Last, order: Order, trained: bool) -> tuple[nn.Module, Order]:
-    own = _preferred(block.act, block.expand.conv.out_channels)
-    return nn.Sequential(_activated(_dense(block.expand, order, own), block.act, own), nn.ReLU6()), own
+def _last(block: Last, order: Order, asked: int) -> tuple[nn.Module, Order]:
+    preferred = _preferred(block.act, block.expand.conv.out_channels)
+    expand, own = _expansion(block.expand, order, preferred)
+    return nn.Sequential(_activated(expand, block.act, own), nn.ReLU6()), own
 
 
 _BLOCKS: dict[type, Callable[..., tuple[nn.Module, Order]]] = {
@@ -228,25 +291,46 @@ _BLOCKS: dict[type, Callable[..., tuple[nn.Module, Order]]] = {
 }
 
 
-def _needs_trained_order(following: nn.Module | None) -> bool:
-    """Whether the next row's shift is a rotation only if its input is in the trained order."""
-    return isinstance(following, Lite) and isinstance(following.wide, DynamicShiftMax)
+def _asked(following: nn.Module | None) -> int:
+    """In how many groups of neighbours, in their trained order, the next row wants its input; 1: no wish."""
+    if isinstance(following, Lite) and isinstance(following.wide, ShiftMaxLayer):
+        return _parts(following.depthwise)[0].conv.in_channels
+    if isinstance(following, Regular | Last) and _stays_grouped(following.expand.conv):
+        return following.expand.conv.groups
+    return 1
+
+
+def _wished(block: Lite | Regular, asked: int) -> Order | None:
+    """An order of the row's output in which the `asked` groups stay together, and a shift is few slices.
+
+    Both shuffles after the squeeze leave position p of group g where groups of the next row hold all even or
+    all odd g of two neighbouring p. In runs of one p and one parity, the shift is one from run to run.
+    """
+    channels, groups = block.squeeze.conv.out_channels, block.row.squeeze_groups
+    if asked == 1:
+        return None
+    trained, positions = torch.arange(channels), channels // groups
+    if asked != positions or not _shifts(block.narrow, channels) or groups % 2 or positions % 2:
+        return trained
+    parity, p, q = torch.meshgrid(
+        torch.arange(2), torch.arange(positions), torch.arange(groups // 2), indexing="ij"
+    )
+    g = (2 * q + p + (parity - p) % 2) % groups
+    after = _order_after(block.shuffle_narrow, channels)
+    return torch.argsort(after)[(g * positions + p).flatten()]
 
 
 def _activated(conv: nn.Module, act: nn.Module, order: Order) -> nn.Module:
-    assert not _needs_copy(act, order)
-    return Activated(conv, _place(act, order), None)
+    return Activated(conv, _place(act, order, _pieces_of(act, order)))
 
 
-def _place(act: nn.Module, order: Order) -> nn.Module:
-    if not isinstance(act, DynamicShiftMax):
-        return copy.deepcopy(act)
-    return StaticShiftMax(act, order, _rotation(act.spec, order))
+def _place(act: nn.Module, order: Order, pieces: Sequence[Pieces]) -> nn.Module:
+    return LoweredShiftMax(act, order, pieces) if isinstance(act, ShiftMaxLayer) else copy.deepcopy(act)
 
 
 def _preferred(act: nn.Module, channels: int) -> Order:
     """An order in which the shift is a rotation: its cycles side by side."""
-    if not isinstance(act, DynamicShiftMax):
+    if not isinstance(act, ShiftMaxLayer):
         return torch.arange(channels)
     shift, free, cycles = _shift_of(act.spec, channels), set(range(channels)), []
     while free:
@@ -258,15 +342,28 @@ def _preferred(act: nn.Module, channels: int) -> Order:
     return torch.tensor(cycles).T.flatten()
 
 
-def _rotation(spec: ShiftMax, order: Order) -> int:
-    """By how many channels the shift rotates a map of `order`; 0 if no rotation does."""
-    shift = _shift_of(spec, len(order))
-    count = int((order == shift[order[0]]).nonzero())
-    return count if torch.equal(order.roll(-count), shift[order]) else 0
+def _pieces_of(act: nn.Module, order: Order) -> list[Pieces]:
+    """Of what each of the shifted maps of a Shift-Max consists; nothing for other activations."""
+    return [_pieces(shift, order) for shift in _shifts(act, len(order))]
 
 
-def _needs_copy(act: nn.Module, order: Order) -> bool:
-    return isinstance(act, DynamicShiftMax) and act.spec.copies == 2 and not _rotation(act.spec, order)
+def _pieces(shift: Order, order: Order) -> Pieces:
+    """The runs of neighbours of which the shift of a map in `order` consists."""
+    source = torch.argsort(order)[shift[order]]
+    ends = [*((source[1:] - source[:-1] != 1).nonzero().flatten() + 1).tolist(), len(source)]
+    starts = [0, *ends[:-1]]
+    return tuple((int(source[a]), int(source[b - 1]) + 1) for a, b in zip(starts, ends, strict=True))
+
+
+def _shifts(act: nn.Module, channels: int) -> list[Order]:
+    """Where each of the shifted maps of a Shift-Max takes its channels from."""
+    if not isinstance(act, ShiftMaxLayer):
+        return []
+    once = _shift_of(act.spec, channels)
+    found = [torch.arange(channels)]
+    while len(found) < act.spec.copies:
+        found.append(once[found[-1]])
+    return found[1:]
 
 
 def _shift_of(spec: ShiftMax, channels: int) -> Order:

@@ -67,7 +67,7 @@ class Embedding(nn.Module):
         return F.normalize(self.raw(x))
 
     def raw(self, x: Tensor) -> Tensor:
-        """Embeddings before normalisation: what is exported, for a phone normalises in its own code."""
+        """Embeddings before normalisation, which an app does in its own code: what RawEmbedding exports."""
         made: Tensor = self.project(self.features(x).mean((2, 3)))
         return made
 
@@ -192,6 +192,27 @@ def detector(kind: str, name: str, backbone: MobileNet, classes: int = 91) -> SS
     taps = SSD_TAPS[name]
     widths = (_width(backbone, taps[0]), _width(backbone, taps[1]))
     return SSD(backbone, taps, widths, DETECTORS[kind], classes)
+
+
+class RawEmbedding(nn.Module):
+    """An Embedding without its normalisation: images to [N, size]."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        """The weights are shared."""
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings of any length."""
+        return self.embedding.raw(x)
+
+
+RAW_OUTPUTS: dict[type[nn.Module], tuple[str, ...]] = {
+    SSD: ("boxes", "scores"),
+    MultiLabel: ("logits",),
+    RawEmbedding: ("embedding",),
+}
+"""Names of the outputs that an exported head has, in order."""
 
 
 def last_width(backbone: MobileNet) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -69,14 +69,23 @@ class Table:
     dropout: float
     places: Activations
     activation: str = "shift_max"
+    copies: int = 2  # J of Shift-Max
     depthwise: str = "factorised"
+    pointwise: str = "factorised"
+    lite: str = "low"
 
 
-ACTIVATIONS: dict[str, int] = {"relu": 0, "dynamic_relu": 1, "shift_max": 2}
-"""Name to J, the number of shifted copies in a sum; 0 is ReLU6 and nothing after a squeeze."""
+ACTIVATIONS = ("relu", "dynamic_relu", "static_shift_max", "shift_max")
+"""ReLU6 and nothing after a squeeze; J = 1; coefficients trained; coefficients from the input."""
 
 DEPTHWISE: dict[str, bool] = {"factorised": True, "full": False}
 """Name to whether the regular rows' depthwise convolutions are factorised; the lite rows' always are."""
+
+POINTWISE: dict[str, bool] = {"factorised": True, "full": False}
+"""Name to whether squeezes and expansions have groups."""
+
+LITE: dict[str, bool] = {"low": True, "nowhere": False}
+"""Name to whether the first rows are lite; where not, they expand as all others do, in one group."""
 
 IDENTITY = Activations(first=2, wide=2, narrow=1, initial=((1.0, 0.0), (1.0, 0.0)), lite_first_wide=0)
 WIDE_ONLY = Activations(first=0, wide=2, narrow=0, initial=((1.0, 0.0), (0.5, 0.5)), lite_first_wide=2)
@@ -135,13 +144,14 @@ def network(alpha: float, table: Table) -> Network:
 
     The hidden layer widens above alpha 1 and never narrows, as V3's.
     """
-    stem = _stem(alpha, table)
+    stem, lite = _stem(alpha, table), LITE[table.lite]
     widths = [stem.channels, *(_width(row.channels, alpha) for row in table.rows)]
     groups = tuple(_groups(table, widths))
     rows: list[Row] = [stem]
     for i, (row, (c_in, channels)) in enumerate(zip(table.rows, pairwise(widths), strict=True)):
-        if row.expand_groups:
-            rows.append(_regular(table, row, c_in, channels, (groups[i - 1][1], groups[i][0])))
+        if row.expand_groups or not lite:
+            before = groups[i - 1][1] if i else 1
+            rows.append(_regular(table, row, c_in, channels, (before, groups[i][0])))
         else:
             wide = table.places.wide if i else table.places.lite_first_wide
             rows.append(_lite(table, row, c_in, channels, groups[i][0], wide))
@@ -166,6 +176,9 @@ def _groups(table: Table, widths: list[int]) -> Iterator[tuple[int, int]]:
     """Per row, the groups of its squeeze and of the expansion that follows (of a lite row: 1)."""
     following = [row.expand_groups for row in table.rows[1:]] + [table.last_groups]
     for row, expand_groups, (c_in, channels) in zip(table.rows, following, pairwise(widths), strict=True):
+        if not POINTWISE[table.pointwise]:
+            yield 1, 1
+            continue
         expansion = table.expansion if row.expand_groups else math.prod(LITE_FACTORS)
         allowed = math.gcd(channels, c_in * expansion)
         if not expand_groups:
@@ -215,8 +228,41 @@ def _last(table: Table, c_in: int, groups: int) -> LastRow:
 
 
 def _place(table: Table, sums: int, channels: int, groups: int, reduction: int) -> Place | None:
-    copies = ACTIVATIONS[table.activation]
-    if not sums or not copies:
+    if not sums or table.activation == "relu":
         return None
-    initial = tuple(first[:copies] for first in table.places.initial[:sums])
-    return ShiftMax(groups=groups, squeezed=squeezed_width(channels, reduction), initial=initial)
+    copies = 1 if table.activation == "dynamic_relu" else table.copies
+    given = table.places.initial
+    rows = (given[min(k, len(given) - 1)] for k in range(sums))
+    initial = tuple((*row, *[0.0] * copies)[:copies] for row in rows)
+    dynamic = table.activation != "static_shift_max"
+    squeezed = squeezed_width(channels, reduction) if dynamic else 0
+    return ShiftMax(groups=groups, squeezed=squeezed, initial=initial)
+
+
+def _placed(first: int, wide: int, narrow: int, copies: int = 2) -> Table:
+    """M2 with K sums at the three places of its rows, 0 for ReLU6 or nothing, of J copies."""
+    places = replace(IDENTITY, first=first, wide=wide, narrow=narrow)
+    return replace(M2, places=places, copies=copies)
+
+
+MOBILENET = replace(M2, activation="relu", depthwise="full", pointwise="full", lite="nowhere")
+
+ABLATIONS: dict[str, Table] = {
+    "mobilenet": MOBILENET,
+    "dw": replace(MOBILENET, depthwise="factorised"),
+    "dw_pw": replace(M2, activation="relu", lite="nowhere"),
+    "relu": replace(M2, activation="relu"),
+    "dynamic_relu": replace(M2, activation="dynamic_relu"),
+    "static_shift_max": replace(M2, activation="static_shift_max"),
+    "after_depthwise": _placed(0, 2, 0),
+    "after_squeeze": _placed(0, 0, 1),
+    "after_expand": _placed(2, 0, 0),
+    "after_depthwise_and_squeeze": _placed(0, 2, 1),
+    "after_depthwise_and_expand": _placed(2, 2, 0),
+    "after_squeeze_and_expand": _placed(2, 0, 1),
+    "j2_k1": _placed(1, 1, 1),
+    "j2_k3": _placed(3, 3, 1),
+    "j3_k2": _placed(2, 2, 1, copies=3),
+    "j3_k3": _placed(3, 3, 1, copies=3),
+}
+"""Variants of M2, as the rows of the paper's Tables 2, 4, 5 and 6; registered as `micronet_m2_<name>`."""

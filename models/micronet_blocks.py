@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import BLOCKS, CLASSIFIERS, ConvNormAct, Layers, make_divisible
+from models.blocks import BLOCKS, CLASSIFIERS, ConvNormAct, Layers, has_shortcut, make_divisible
 
 COEFFICIENT_RANGE = 2.0  # a coefficient is its initial value plus at most this, minus at most this
 
@@ -23,7 +23,8 @@ class ShiftMax:
     """Dynamic Shift-Max, equation 4: the maximum of K sums over J shifted copies of the channels.
 
     `initial[k][j]` is the coefficient that an untrained layer gives the j-th copy in the k-th sum. J = 1 is
-    dynamic ReLU, J = K = 1 squeeze-and-excite.
+    dynamic ReLU, J = K = 1 squeeze-and-excite. `squeezed` is the inner width of the coefficients' generator;
+    0 means none: static Shift-Max, whose coefficients are trained.
     """
 
     groups: int
@@ -131,8 +132,30 @@ def shifted(x: Tensor, groups: int) -> Tensor:
     return split.roll((-1, -1), (1, 2)).reshape(x.shape)
 
 
-class DynamicShiftMax(nn.Module):
-    """Equation 4 on NCHW: coefficients from the channels' means, of shape [N, K, J, C, 1, 1]."""
+class ShiftMaxLayer(nn.Module):
+    """Equation 4 on NCHW; what the coefficients come from is the matter of a subclass."""
+
+    spec: ShiftMax
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Of shape [N or 1, K, J, C, 1, 1]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype of `x` are kept."""
+        spec, weights = self.spec, self.coefficients(x)
+        copies = [x]
+        while len(copies) < spec.copies:
+            copies.append(shifted(copies[-1], spec.groups))
+        sums = (
+            reduce(torch.add, (weights[:, k, j] * copy for j, copy in enumerate(copies)))
+            for k in range(spec.sums)
+        )
+        return reduce(torch.maximum, sums)
+
+
+class DynamicShiftMax(ShiftMaxLayer):
+    """Coefficients from the channels' means."""
 
     initial: Tensor
 
@@ -145,26 +168,32 @@ class DynamicShiftMax(nn.Module):
         initial = torch.tensor(spec.initial).view(1, spec.sums, spec.copies, 1, 1, 1)
         self.register_buffer("initial", initial, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape and dtype of `x` are kept."""
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Each within COEFFICIENT_RANGE of its initial value."""
         spec = self.spec
         hidden = F.relu(self.reduce(x.mean((2, 3))))
         gate = F.hardsigmoid(self.expand(hidden)).view(-1, spec.sums, spec.copies, x.shape[1], 1, 1)
-        coefficients = (gate - 0.5) * (2 * COEFFICIENT_RANGE) + self.initial
-        copies = [x]
-        while len(copies) < spec.copies:
-            copies.append(shifted(copies[-1], spec.groups))
-        sums = (
-            reduce(torch.add, (coefficients[:, k, j] * copy for j, copy in enumerate(copies)))
-            for k in range(spec.sums)
-        )
-        return reduce(torch.maximum, sums)
+        return (gate - 0.5) * (2 * COEFFICIENT_RANGE) + self.initial
+
+
+class StaticShiftMax(ShiftMaxLayer):
+    """Coefficients that are trained and do not depend on the input (the paper's Table 2)."""
+
+    def __init__(self, channels: int, spec: ShiftMax) -> None:
+        """`weight` is [K, J, C], at first `spec.initial` for every channel."""
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.tensor(spec.initial).unsqueeze(-1).repeat(1, 1, channels))
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """The same for every image."""
+        return self.weight[None, ..., None, None]
 
 
 def place(channels: int, spec: Place) -> nn.Module:
     """The module of what stands after a convolution of `channels`."""
     if isinstance(spec, ShiftMax):
-        return DynamicShiftMax(channels, spec)
+        return DynamicShiftMax(channels, spec) if spec.squeezed else StaticShiftMax(channels, spec)
     return nn.ReLU6() if isinstance(spec, Clamp) else nn.Identity()
 
 
@@ -200,7 +229,7 @@ class Stem(nn.Module):
 
 
 class Lite(nn.Module):
-    """`depthwise`, `wide`, shuffle, `squeeze`, `narrow`, shuffle. NCHW."""
+    """`depthwise`, `wide`, shuffle, `squeeze`, `narrow`, shuffle, a shortcut where shapes allow it. NCHW."""
 
     def __init__(self, layers: Layers, c_in: int, row: LiteRow) -> None:
         """The depthwise pair widens `c_in` by both factors."""
@@ -211,11 +240,13 @@ class Lite(nn.Module):
         self.wide = place(expanded, row.wide)
         self.squeeze = ConvNormAct(layers, expanded, row.channels, groups=row.squeeze_groups)
         self.narrow = place(row.channels, row.narrow)
+        self.has_shortcut = has_shortcut(c_in, row)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, c_in, H, W]` to `[N, channels, ceil(H / stride), ceil(W / stride)]`."""
         y = self.narrow(self.squeeze(self.shuffle_wide(self.wide(self.depthwise(x)))))
-        return self.shuffle_narrow(y)
+        y = self.shuffle_narrow(y)
+        return x + y if self.has_shortcut else y
 
     def shuffle_wide(self, y: Tensor) -> Tensor:
         """The order of channels between `wide` and `squeeze`."""
@@ -244,7 +275,7 @@ class Regular(nn.Module):
         self.wide = place(wide, row.wide)
         self.squeeze = ConvNormAct(layers, wide, row.channels, groups=row.squeeze_groups)
         self.narrow = place(row.channels, row.narrow)
-        self.has_shortcut = row.stride == 1 and row.channels == c_in
+        self.has_shortcut = has_shortcut(c_in, row)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, c_in, H, W]` to `[N, channels, ceil(H / stride), ceil(W / stride)]`."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from models import micronet, mobilenet_v1, mobilenet_v2, mobilenet_v3
-from models.blocks import PADDINGS, MobileNet, Network
+from models import comparators, factorised, micronet, mobilenet_v1, mobilenet_v2, mobilenet_v3
+from models.blocks import PADDINGS, MobileNet, Network, module_of
 from pipeline.artifacts import AlpharhoError
 
 MAX_ALPHA = 2.0
 
 MODELS: dict[str, Callable[[float], Network]] = {
     "v1": mobilenet_v1.network,
+    "v1_flattened": factorised.flattened,
+    "v1_low_rank": factorised.low_rank,
     "v2": mobilenet_v2.network,
     "v3_small": partial(mobilenet_v3.network, table=mobilenet_v3.SMALL),
     "v3_large": partial(mobilenet_v3.network, table=mobilenet_v3.LARGE),
@@ -27,15 +29,28 @@ MODELS: dict[str, Callable[[float], Network]] = {
     "micronet_m2": partial(micronet.network, table=micronet.M2),
     "micronet_m3": partial(micronet.network, table=micronet.M3),
 }
+"""The families; alpha is what their papers scale."""
+
+VARIANTS: dict[str, Callable[[float], Network]] = {
+    **comparators.COMPARATORS,
+    **{
+        f"micronet_m2_{name}": partial(micronet.network, table=table)
+        for name, table in micronet.ABLATIONS.items()
+    },
+}
+"""What V1's paper compares with, and MicroNet M2 with one thing changed."""
+
+NAMES = (*MODELS, *VARIANTS)
+"""Everything that `build` takes."""
 
 
 def network(name: str, alpha: float = 1.0) -> Network:
     """The rows of `name` at width `alpha`. AlpharhoError for an unknown name or an alpha outside (0, 2]."""
-    if name not in MODELS:
-        raise AlpharhoError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+    if name not in NAMES:
+        raise AlpharhoError(f"unknown model {name!r}; choose one of {', '.join(NAMES)}")
     if not 0 < alpha <= MAX_ALPHA:
         raise AlpharhoError(f"alpha is {alpha}; choose a width multiplier above 0 and at most {MAX_ALPHA:g}")
-    return MODELS[name](alpha)
+    return {**MODELS, **VARIANTS}[name](alpha)
 
 
 def build(
@@ -47,8 +62,9 @@ def build(
 ) -> MobileNet:
     """The module of `name`: float32 NCHW `[N, 3, H, W]` in, logits `[N, num_classes]` out, any resolution.
 
-    `padding` is `tf` (SAME, the odd pixel last) or `torch` (symmetric, for imported weights); `dropout` None
-    means the authors' rate. AlpharhoError for an argument outside its range.
+    `padding` is `tf` (SAME, the odd pixel last) or `torch` (symmetric, for imported weights); tables of
+    layers, as VGG 16's, have their own and take either. `dropout` None means the authors' rate.
+    AlpharhoError for an argument outside its range.
     """
     rows = network(name, alpha)
     if num_classes < 1:
@@ -58,7 +74,7 @@ def build(
     rate = rows.dropout if dropout is None else dropout
     if not 0 <= rate < 1:
         raise AlpharhoError(f"dropout is {rate}; choose a rate of at least 0 and below 1")
-    return MobileNet(rows, num_classes, padding, rate)
+    return module_of(rows, num_classes, padding, rate)
 
 
 def check_resolution(name: str, resolution: int) -> None:
@@ -66,8 +82,6 @@ def check_resolution(name: str, resolution: int) -> None:
 
     Below it the last stages would see less than one pixel of picture and only padding beside it.
     """
-    minimum = network(name).total_stride
+    minimum = network(name).least_resolution
     if resolution < minimum:
-        raise AlpharhoError(
-            f"resolution {resolution} is too small for {name}; its stride of {minimum} is the minimum"
-        )
+        raise AlpharhoError(f"resolution {resolution} is too small for {name}; {minimum} is the minimum")

@@ -1,288 +1,20 @@
-"""The papers' cost tables with our counts beside the printed ones, as one Markdown page."""
+"""The papers' cost tables with our counts beside the printed ones, as one Markdown page with pictures."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-import torch
-
-import models
-from models import comparators, heads, micronet
-from models.comparators import GOOGLENET, Comparator, Conv, Layer, Parallel
-from models.cost import Cost, LayerCost, cost_of, network_cost
-from models.count import Count, counted
-from pipeline.artifacts import write_text
+from models.cost import cost_of
+from pipeline.artifacts import write_bytes, write_text
+from pipeline.table_counts import DEVICE, load_counts
+from pipeline.table_measured import Counts, markdown, measured_sections
+from pipeline.table_pictures import PICTURES, picture
+from pipeline.table_rows import MILLION, SECTIONS, Row, Section, layer
 
 PAGE = Path("docs") / "tables.md"
-NOT_BUILT = "not built here"
-MILLION = 1e6
-
-Ours = Callable[[], Count]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Printed million Mult-Adds and parameters of a network, None where the paper has none, and our count."""
-
-    label: str
-    macs: float | None
-    params: float | None
-    ours: Ours | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One table of a paper."""
-
-    title: str
-    rows: tuple[Row, ...]
-    note: str = ""
-
-
-def classifier(name: str, alpha: float = 1.0, resolution: int = 224, classes: int = 1000) -> Count:
-    """The whole network, batch norms among the parameters."""
-    cost = cost_of(name, alpha, resolution, classes)
-    return Count(cost.macs, cost.params)
-
-
-def folded(name: str, alpha: float = 1.0, resolution: int = 224) -> Count:
-    """The whole network, parameters without batch norms."""
-    cost = cost_of(name, alpha, resolution)
-    return Count(cost.macs, cost.weight_params)
-
-
-def body(name: str, alpha: float = 1.0, resolution: int = 224) -> Count:
-    """The network without its classifier."""
-    return _sum(layer for layer in cost_of(name, alpha, resolution).layers if layer.kind != "classifier")
-
-
-def with_multiplies(cost: Cost) -> Count:
-    """MicroNet's way to count: Mult-Adds and the multiplications of Dynamic Shift-Max."""
-    return Count(cost.macs + cost.multiplies, cost.params)
-
-
-def micro(name: str) -> Count:
-    """A MicroNet, counted as its paper does."""
-    return with_multiplies(cost_of(name))
-
-
-def ablation(table: micronet.Table) -> Count:
-    """A variant of a MicroNet, counted as its paper does."""
-    return with_multiplies(network_cost(micronet.network(1.0, table)))
-
-
-def placed(first: int, wide: int, narrow: int) -> Count:
-    """M2 with Dynamic Shift-Max of so many sums at the three places of its blocks."""
-    places = replace(micronet.IDENTITY, first=first, wide=wide, narrow=narrow)
-    return ablation(replace(micronet.M2, places=places))
-
-
-def comparator(name: str, resolution: int = 224) -> Count:
-    """A network that a paper compares with."""
-    with torch.device("meta"):
-        return counted(comparators.build(name), resolution)
-
-
-def googlenet_with_5x5() -> Count:
-    """GoogLeNet with the 5x5 branches of its paper, which the released networks have as 3x3."""
-    with torch.device("meta"):
-        return counted(Comparator(tuple(_as_printed(layer) for layer in GOOGLENET), 1000), 224)
-
-
-def detector(kind: str, name: str, resolution: int, classes: int) -> Count:
-    """A detector; `classes` with the background."""
-    with torch.device("meta"):
-        backbone = models.build(name)
-        return counted(heads.detector(kind, name, backbone, classes), resolution)
-
-
-def labels(count: int, alpha: float, resolution: int) -> Count:
-    """Face attributes on V1."""
-    with torch.device("meta"):
-        backbone = models.build("v1", alpha)
-        return counted(heads.MultiLabel(backbone, heads.last_width(backbone), count), resolution)
-
-
-def layer(separable: bool, alpha: float = 1.0, size: int = 14) -> Count:
-    """A 3x3 layer of 512 channels (V1 section 3.4), dense or depthwise separable, without batch norm."""
-    channels = round(512 * alpha)
-    weights = 9 * channels + channels**2 if separable else 9 * channels**2
-    return Count(weights * size**2, weights)
-
-
-def _as_printed(layer: Layer) -> Layer:
-    if not isinstance(layer, Parallel):
-        return layer
-    one, three, (squeeze, five), pooled = layer.branches
-    assert isinstance(five, Conv)
-    return Parallel((one, three, (squeeze, replace(five, kernel=5, padding=2)), pooled))
-
-
-def _sum(layers: Iterator[LayerCost]) -> Count:
-    found = list(layers)
-    return Count(sum(layer.macs for layer in found), sum(layer.params for layer in found))
-
-
-def _network(alpha_resolutions: Sequence[tuple[float, int, float, float]], note: str = "") -> Iterator[Row]:
-    for alpha, resolution, macs, params in alpha_resolutions:
-        ours = partial(classifier, "v1", alpha, resolution)
-        yield Row(f"{alpha:g} MobileNet-{resolution}", macs, params, ours, note)
-
-
-_TRUNCATED = "printed truncated"
-_ATTRIBUTES = "ours with 40 labels"
-_EMBEDDING = "ours: body; the paper does not specify the embedding"
-
-# fmt: off
-SECTIONS: tuple[Section, ...] = (
-    Section("V1, Table 3: one layer, 14x14x512, rows are cumulative", (
-        Row("Convolution", 462, 2.36, partial(layer, False)),
-        Row("Depthwise separable", 52.3, 0.27, partial(layer, True)),
-        Row("alpha = 0.75", 29.6, 0.15, partial(layer, True, 0.75)),
-        Row("rho = 0.714", 15.1, 0.15, partial(layer, True, 0.75, 10)),
-    )),
-    Section("V1, Table 4: separable or full convolutions", (
-        Row("Conv MobileNet", 4866, 29.3, partial(comparator, "v1_full_conv"),
-            "printed without the classifier's 1.0 M"),
-        Row("MobileNet", 569, 4.2, partial(classifier, "v1")),
-    )),
-    Section("V1, Table 5: narrow or shallow", (
-        Row("0.75 MobileNet", 325, 2.6, partial(classifier, "v1", 0.75)),
-        Row("Shallow MobileNet", 307, 2.9, partial(comparator, "v1_shallow")),
-    )),
-    Section("V1, Table 6: width multiplier", (
-        *_network(((1.0, 224, 569, 4.2), (0.75, 224, 325, 2.6))),
-        *_network(((0.5, 224, 149, 1.3),), _TRUNCATED),
-        *_network(((0.25, 224, 41, 0.5),)),
-    )),
-    Section("V1, Table 7: resolution", (
-        *_network(((1.0, 224, 569, 4.2), (1.0, 192, 418, 4.2))),
-        *_network(((1.0, 160, 290, 4.2),), _TRUNCATED),
-        *_network(((1.0, 128, 186, 4.2),)),
-    )),
-    Section("V1, Table 8: popular networks", (
-        *_network(((1.0, 224, 569, 4.2),)),
-        Row("GoogLeNet", 1550, 6.8, partial(comparator, "googlenet"), "as released, 3x3 for 5x5"),
-        Row("GoogLeNet", 1550, 6.8, googlenet_with_5x5, "with the 5x5 of its paper"),
-        Row("VGG 16", 15300, 138, partial(comparator, "vgg16"),
-            "15347 M without the fully connected layers"),
-    )),
-    Section("V1, Table 9: small networks", (
-        *_network(((0.5, 160, 76, 1.32),), "1.32 M without batch norms; Mult-Adds truncated"),
-        Row("SqueezeNet", 1700, 1.25, partial(comparator, "squeezenet", 227),
-            "**misprint**: about twice the Mult-Adds; 818.9 M at 224"),
-        Row("AlexNet", 720, 60, partial(comparator, "alexnet"), "single tower"),
-    )),
-    Section("V1, Table 10: Stanford Dogs, 120 classes", (
-        Row("Inception V3", 5000, 23.2, None, NOT_BUILT),
-        *(Row(f"{alpha:g} MobileNet-{size}", macs, params, partial(classifier, "v1", alpha, size, 120),
-              "Mult-Adds printed for 1000 classes")
-          for alpha, size, macs, params in ((1.0, 224, 569, 3.3), (0.75, 224, 325, 1.9),
-                                            (1.0, 192, 418, 3.3), (0.75, 192, 239, 1.9))),
-    )),
-    Section("V1, Table 11 and section 4.4: PlaNet", (
-        Row("PlaNet", 5740, 52, None, NOT_BUILT),
-        Row("PlaNet MobileNet", 580, 13, partial(classifier, "v1", 1.0, 224, 9756),
-            "**misprint**: text says 0.58 million for billion; ours with as many classes as 10 M weights of "
-            "the last layer make"),
-    )),
-    Section("V1, Table 12: face attributes", (
-        Row("1.0 MobileNet-224", 568, 3.2, partial(labels, 40, 1.0, 224), _ATTRIBUTES),
-        Row("0.5 MobileNet-224", 149, 0.8, partial(labels, 40, 0.5, 224), _ATTRIBUTES),
-        Row("0.25 MobileNet-224", 45, 0.2, partial(labels, 40, 0.25, 224), "**misprint**: Table 6 has 41"),
-        Row("1.0 MobileNet-128", 185, 3.2, partial(labels, 40, 1.0, 128), _ATTRIBUTES),
-        Row("0.5 MobileNet-128", 48, 0.8, partial(labels, 40, 0.5, 128), _ATTRIBUTES),
-        Row("0.25 MobileNet-128", 15, 0.2, partial(labels, 40, 0.25, 128), "**misprint**: the body is 13.3"),
-        Row("Baseline", 1600, 7.5, None, NOT_BUILT + "; the text says 75 M parameters, the table 7.5"),
-    )),
-    Section("V1, Table 13: COCO detection", (
-        Row("SSD 300, deeplab-VGG", 34900, 33.1, None, NOT_BUILT),
-        Row("SSD 300, Inception V2", 3800, 13.7, None, NOT_BUILT),
-        Row("SSD 300, MobileNet", 1200, 6.8, partial(detector, "ssd", "v1", 300, 91)),
-        Row("Faster-RCNN 300, VGG", 64300, 138.5, None, NOT_BUILT),
-        Row("Faster-RCNN 300, Inception V2", 118200, 13.3, None,
-            NOT_BUILT + "; suspicious beside 129.6 billion at 600"),
-        Row("Faster-RCNN 300, MobileNet", 25200, 6.1, None, NOT_BUILT),
-        Row("Faster-RCNN 600, VGG", 149600, 138.5, None, NOT_BUILT),
-        Row("Faster-RCNN 600, Inception V2", 129600, 13.3, None, NOT_BUILT),
-        Row("Faster-RCNN 600, MobileNet", 30500, 6.1, None, NOT_BUILT),
-    )),
-    Section("V1, Table 14: face embeddings", (
-        Row("FaceNet", 1600, 7.5, None, NOT_BUILT),
-        Row("1.0 MobileNet-160", 286, 4.9, partial(body, "v1", 1.0, 160), _EMBEDDING),
-        Row("1.0 MobileNet-128", 185, 5.5, partial(body, "v1", 1.0, 128), _EMBEDDING),
-        Row("0.75 MobileNet-160", 166, 3.4, partial(body, "v1", 0.75, 160),
-            "**misprint**: labelled 0.75-128, which is the next row"),
-        Row("0.75 MobileNet-128", 108, 3.8, partial(body, "v1", 0.75, 128), _EMBEDDING),
-    )),
-    Section("V2, Table 4: ImageNet", (
-        Row("MobileNetV1", 575, 4.2, partial(classifier, "v1"), "V1's own paper prints 569"),
-        Row("MobileNetV2", 300, 3.4, partial(classifier, "v2"), "3.47 M without batch norms"),
-        Row("MobileNetV2 1.4", 585, 6.9, partial(classifier, "v2", 1.4),
-            "**misprint**: the released network has 6.1 M"),
-        Row("ShuffleNet 1.5", 292, 3.4, None, NOT_BUILT),
-        Row("ShuffleNet x2", 524, 5.4, None, NOT_BUILT),
-        Row("NasNet-A", 564, 5.3, None, NOT_BUILT),
-    )),
-    Section("V2, the released grid", tuple(
-        Row(f"{alpha:g} MobileNetV2-{size}", macs, params, partial(folded, "v2", alpha, size))
-        for alpha, params, points in (
-            (1.4, 6.06, ((224, 582),)),
-            (1.3, 5.34, ((224, 509),)),
-            (1.0, 3.47, ((224, 300), (192, 221), (160, 154), (128, 99), (96, 56))),
-            (0.75, 2.61, ((224, 209), (192, 153), (160, 107), (128, 69), (96, 39))),
-            (0.5, 1.95, ((224, 97), (192, 71), (160, 50), (128, 32), (96, 18))),
-            (0.35, 1.66, ((224, 59), (192, 43), (160, 30), (128, 20), (96, 11))),
-        )
-        for size, macs in points
-    ), "Printed Mult-Adds are truncated; parameters, printed and ours, are without batch norms."),
-    Section("V2, Table 6: COCO detection at 320, 80 classes", (
-        Row("V1 + SSDLite", 1300, 5.1, partial(detector, "ssdlite", "v1", 320, 81)),
-        Row("V2 + SSDLite", 800, 4.3, partial(detector, "ssdlite", "v2", 320, 81)),
-    )),
-    Section("V3, Table 3 and the released networks", (
-        Row("V3-Large 1.0", 219, 5.4, partial(classifier, "v3_large"), "the released table prints 217"),
-        Row("V3-Large 0.75", 155, 4.0, partial(classifier, "v3_large", 0.75)),
-        Row("V3-Small 1.0", 66, 2.9, partial(classifier, "v3_small"),
-            "**misprint**: no released network has it; 56.9 / 2.95 with the 1280 of Table 2"),
-        Row("V3-Small 0.75", 44, 2.4, partial(classifier, "v3_small", 0.75), "2.4 M with 1280 too"),
-        Row("V2 1.0", 300, 3.4, partial(classifier, "v2")),
-        Row("V2 0.35", 59.2, 1.6, partial(classifier, "v2", 0.35)),
-        Row("V3-Large minimalistic", 209, 3.9, partial(classifier, "v3_large_minimalistic")),
-        Row("V3-Small minimalistic", 65, 2.0, partial(classifier, "v3_small_minimalistic"),
-            "**misprint** of the Mult-Adds"),
-    )),
-    Section("V3, Table 6: COCO detection at 320", (
-        Row("V1", 1300, 5.1, partial(detector, "ssdlite", "v1", 320, 81)),
-        Row("V2", 800, 4.3, partial(detector, "ssdlite", "v2", 320, 81)),
-        Row("V3", 620, 4.97, partial(detector, "ssdlite", "v3_large", 320, 81)),
-        Row("V3-Small", 210, 2.49, partial(detector, "ssdlite", "v3_small", 320, 81)),
-    ), "Extra layers as V2's; the paper does not print its own."),
-    Section("MicroNet, Table 7", (
-        Row("M0", 4, 1.0, partial(micro, "micronet_m0")),
-        Row("M1", 6, 1.8, partial(micro, "micronet_m1")),
-        Row("M2", 12, 2.4, partial(micro, "micronet_m2")),
-        Row("M3", 21, 2.6, partial(micro, "micronet_m3"),
-            "**misprint** in Table 1: two kernels printed 3 are 5 in the released network"),
-    ), "Met only with the multiplications of Dynamic Shift-Max, which ours include."),
-    Section("MicroNet, Tables 4 to 6: activations of M2", (
-        Row("ReLU", 10.5, 1.8, partial(ablation, replace(micronet.M2, activation="relu"))),
-        Row("Dynamic ReLU", 11.8, 2.4, partial(ablation, replace(micronet.M2, activation="dynamic_relu"))),
-        Row("Shift-Max after depthwise", 11.3, 2.1, partial(placed, 0, 2, 0)),
-        Row("Shift-Max after squeeze", 10.6, 2.0, partial(placed, 0, 0, 1)),
-        Row("Shift-Max after expand", 11.2, 2.1, partial(placed, 2, 0, 0)),
-        Row("all three", 12.4, 2.4, partial(ablation, micronet.M2)),
-        Row("all three, J = 2, K = 1", 11.8, 2.2, partial(placed, 1, 1, 1)),
-    ), "The paper does not print these networks; ours are M2 with the released generators' widths, and the "
-       "last expansion has what a squeeze has."),
-)
-# fmt: on
+FOLDER = "tables"  # of the pictures, beside the page
 
 MISSING = (
     "Inception, ShuffleNet, NasNet, VGG detectors and Faster-RCNN are not built, so their rows have no "
@@ -290,18 +22,28 @@ MISSING = (
 )
 
 
-def page() -> str:
-    """The whole page; the same text for the same tables."""
+COUNTED = (
+    f"# Instructions\n\nOne inference on {DEVICE}, counted by `python -m pipeline.table_counts` from files "
+    "with untrained weights and 1,000 classes (`python -m pipeline bench MODEL --device ...` counts any "
+    "other). A count is not a time: it knows no caches and no pipelines."
+)
+
+
+def page(counts: Counts) -> str:
+    """The whole page; the same text for the same tables and instruction counts."""
     parts = [
         "# The papers' cost tables, counted again",
         "Made by `python -m pipeline tables`; do not edit. Millions of Mult-Adds (multiply-accumulates of "
         "convolutions and fully connected layers, one image) and of parameters, printed and counted from the "
         "networks of this repository; the ratio is ours / printed. V1 is arXiv:1704.04861, V2 1801.04381, V3 "
         "1905.02244, MicroNet 2108.05894.",
+        *(f"![{caption}]({FOLDER}/{name})\n\n{caption}." for name, (_, caption) in PICTURES.items()),
         _shares(),
         _arithmetic(),
         *(_section(section) for section in SECTIONS),
         MISSING,
+        COUNTED,
+        *measured_sections(counts),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -312,9 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The verb `tables`: writes the page."""
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out, page())
+    """The verb `tables`: writes the page and its pictures."""
+    for name in PICTURES:
+        write_bytes(arguments.out.parent / FOLDER / name, picture(name))
+    write_text(arguments.out, page(load_counts()))
     print(f"{arguments.out}: {sum(len(section.rows) for section in SECTIONS)} rows")
     return 0
 
@@ -323,7 +66,7 @@ def _section(section: Section) -> str:
     head = ("", "Mult-Adds printed", "ours", "ratio", "params printed", "ours", "ratio", "")
     lines = [f"## {section.title}", ""]
     lines += [section.note, ""] if section.note else []
-    return "\n".join((*lines, *_table(head, [_cells(row) for row in section.rows])))
+    return "\n".join((*lines, *markdown(head, [_cells(row) for row in section.rows])))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -338,11 +81,6 @@ def _compared(printed: float | None, ours: float | None, digits: int) -> tuple[s
         "" if ours is None else f"{ours:,.{digits}f}",
         "" if printed is None or ours is None else f"{ours / printed:.3f}",
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in head[2:]), "---"]
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
 def _shares() -> str:
@@ -360,7 +98,7 @@ def _shares() -> str:
         found = (100 * cost.macs_by_kind()[kind] / cost.macs, 100 * weights / cost.weight_params)
         rows.append((label, f"{macs:.2f}", f"{found[0]:.2f}", f"{params:.2f}", f"{found[1]:.2f}", note))
     head = ("", "Mult-Adds % printed", "ours", "params % printed", "ours", "")
-    return "\n".join(("## V1, Table 2: where the cost is", "", *_table(head, rows)))
+    return "\n".join(("## V1, Table 2: where the cost is", "", *markdown(head, rows)))
 
 
 def _arithmetic() -> str:

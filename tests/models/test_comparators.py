@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import comparators, heads
+import models
+from models import heads
 from models.blocks import MobileNet
 from models.cost import cost_of
 from models.count import counted
@@ -15,7 +16,7 @@ from tests.models.published import rows
 @pytest.mark.parametrize("row", rows("reference_cost"), ids=lambda row: f"{row['model']}_{row['resolution']}")
 def test_counts_are_those_of_the_released_networks(row: dict[str, str]) -> None:
     with torch.device("meta"):
-        found = counted(comparators.build(row["model"]), int(row["resolution"]))
+        found = counted(models.build(row["model"]), int(row["resolution"]))
     assert round(found.macs / 1e6, 1) == float(row["macs_M"])
     assert round(found.params / 1e6, 4) == float(row["params_M"])
 
@@ -23,20 +24,20 @@ def test_counts_are_those_of_the_released_networks(row: dict[str, str]) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["squeezenet", "googlenet", "v1_full_conv", "v1_shallow"])
 def test_small_pictures_give_logits_that_depend_on_them(name: str) -> None:
-    logits = comparators.build(name, 5).eval()(torch.randn(2, 3, 64, 64))
+    logits = models.build(name, 1.0, 5).eval()(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 5) and (logits[0] - logits[1]).abs().max() > 0
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16"])
 def test_large_networks_give_logits_at_224(name: str) -> None:
     with torch.device("meta"):
-        assert comparators.build(name, 5).eval()(torch.empty(2, 3, 224, 224)).shape == (2, 5)
+        assert models.build(name, 1.0, 5).eval()(torch.empty(2, 3, 224, 224)).shape == (2, 5)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("resnet", 10), ("alexnet", 0)])
 def test_requests_out_of_range_are_refused(name: str, classes: int) -> None:
     with pytest.raises(AlpharhoError):
-        comparators.build(name, classes)
+        models.build(name, 1.0, classes)
 
 
 @pytest.mark.parametrize("name", ["v1", "v3_small", "micronet_m1"])

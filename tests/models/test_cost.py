@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from models.blocks import InvertedResidual, SqueezeExcite
 from models.cost import LAW_TERMS, cost_of, op_counts
-from models.micronet_blocks import DynamicShiftMax, Regular
+from models.micronet_blocks import DynamicShiftMax, Lite, Regular
 from pipeline.artifacts import AlpharhoError
 from tests.models.published import rows
 
@@ -140,7 +140,7 @@ def check_against_module(name: str, alpha: float, resolution: int, padding: str)
     assert (ops.hard_swishes, ops.fully_connected) == (types[nn.Hardswish], types[nn.Linear] - generators)
     assert ops.shift_maxes == types[DynamicShiftMax]
     assert ops.residual_adds == sum(
-        part.has_shortcut for part in net.modules() if isinstance(part, InvertedResidual | Regular)
+        part.has_shortcut for part in net.modules() if isinstance(part, InvertedResidual | Lite | Regular)
     )
 
 

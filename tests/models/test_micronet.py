@@ -14,9 +14,10 @@ from export.to_onnx import to_onnx
 from models import micronet
 from models.blocks import Layers, MobileNet, Network, SameConv2d
 from models.cost import LayerCost, cost_of, deployed_ops, op_counts
-from models.deploy import Activated, deployed
+from models.deploy import GROUPED_OUTPUTS, Activated, LoweredShiftMax, deployed
 from models.micronet_blocks import (
     DynamicShiftMax,
+    Last,
     LiteRow,
     Regular,
     RegularRow,
@@ -215,14 +216,23 @@ def test_variants_change_what_they_name() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_deployed_has_no_group_convolutions_but_depthwise_ones(name: str) -> None:
-    with torch.device("cpu"):
-        made = deployed(models.build(name, 1.0, 5).eval())
-    convs = [part for part in made.modules() if isinstance(part, nn.Conv2d)]
-    assert all(conv.groups in (1, conv.in_channels) for conv in convs)
-    copied = [part for part in made.modules() if isinstance(part, Activated) and part.copy is not None]
-    lite_before_lite = sum(row.expand_groups == 0 for row in TABLES[name].rows) - 1
-    assert len(copied) == (0 if name == "micronet_m3" else lite_before_lite)
+def test_expansions_of_wide_groups_stay_in_groups_and_all_else_is_dense(name: str) -> None:
+    net = models.build(name, 1.0, 5).eval()
+    expansions = [row.expand.conv for row in net.features if isinstance(row, Regular | Last)]
+    made = [part for part in deployed(net).modules() if isinstance(part, nn.Conv2d)]
+    groups = [conv.groups for conv in made if conv.groups not in (1, conv.in_channels)]
+    assert groups == [conv.groups for conv in expansions]
+    assert min(conv.out_channels // conv.groups for conv in expansions) >= GROUPED_OUTPUTS
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shifted_maps_are_few_slices_or_convolutions_of_their_own(name: str) -> None:
+    made = deployed(models.build(name, 1.0, 5).eval())
+    places = [part for part in made.modules() if isinstance(part, LoweredShiftMax)]
+    copied = [part for part in made.modules() if isinstance(part, Activated) and len(part.copies)]
+    shifts = sum(part.spec.copies - 1 for part in places)
+    assert sum(len(part.pieces) for part in places) + len(copied) == shifts
+    assert max(len(pieces) for part in places for pieces in part.pieces) <= 6
 
 
 def test_networks_without_shuffles_are_deployed_as_they_are() -> None:
@@ -248,21 +258,18 @@ def test_signal_survives_an_untrained_network() -> None:
     assert Layers(SameConv2d, 1e-5, 0.1).norm(4).eps == 1e-5 and math.isfinite(float(last.detach().sum()))
 
 
-@pytest.mark.parametrize("alpha", [0.35, 0.5, 0.75, 1.0, 1.4])
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_convolutions_that_an_export_has_are_those_of_the_table(name: str, alpha: float) -> None:
-    made = deployed(models.build(name, alpha, 5).eval())
-    ops, extra = op_counts(name, alpha), deployed_ops(name, alpha)
-    convs = [part for part in made.modules() if isinstance(part, nn.Conv2d)]
-    dense = sum(conv.groups == 1 for conv in convs)
-    assert dense == ops.dense_convs + extra["CONV_2D"]
-    assert len(convs) - dense == ops.depthwise_convs + extra["DEPTHWISE_CONV_2D"]
-
-
-def test_operators_of_an_exported_micronet() -> None:
-    model = to_onnx(deployed(models.build("micronet_m0", 0.35, 5).eval()), 32)
+@pytest.mark.parametrize(("name", "alpha"), [("micronet_m0", 0.35), ("micronet_m3", 0.5)])
+def test_operators_of_an_exported_micronet(name: str, alpha: float) -> None:
+    model = to_onnx(deployed(models.build(name, alpha, 5).eval()), 32)
     found = Counter(node.op_type for node in model.graph.node)
-    ops, extra = op_counts("micronet_m0", 0.35), deployed_ops("micronet_m0", 0.35)
+    shapes = {value.name: value.dims for value in model.graph.initializer}
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    groups = [attribute.i for node in convs for attribute in node.attribute if attribute.name == "group"]
+    inputs = [shapes[node.input[1]][1] for node in convs]
+    depthwise = sum(group > 1 and each == 1 for group, each in zip(groups, inputs, strict=True))
+    ops, extra = op_counts(name, alpha), Counter(deployed_ops(name, alpha))
+    assert depthwise == ops.depthwise_convs + extra["DEPTHWISE_CONV_2D"]
+    assert len(convs) - depthwise == ops.dense_convs + extra["CONV_2D"]
     assert found["Mul"] == extra["MUL"] and found["Sub"] == extra["SUB"]
     assert found["Add"] == extra["ADD"] + ops.residual_adds
     assert (found["Slice"], found["Concat"]) == (extra["SLICE"], extra["CONCATENATION"])
