@@ -1,0 +1,144 @@
+"""Table 3: MobileNetV2's ImageNet weights in int8 by each maker, calibrated and tested on the same crops."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from device_bench.records import from_plain, read_json, to_plain, write_json
+from export.runtime import Logits, run_onnx, run_tflite
+from models.normalisation import IMAGENET_MEAN, IMAGENET_STD, fold_normalisation
+from models.registry import build
+from models.weights import load_weights
+from pipeline import photographs
+from pipeline.artifacts import AlpharhoError, write_bytes
+from pipeline.data import normalise
+from pipeline.measures import Quality, compare, reference_logits
+from pipeline.peers import environments
+from pipeline.peers.conversion import request_of, write_array, write_network
+from pipeline.peers.static_onnx import quantize_static
+from pipeline.photographs import PHOTOGRAPHS, Split
+from pipeline.subjects import Subject, photographed
+from pipeline.variant import IMAGENET_CLASSES
+
+MODEL, PADDING = "v2", "torch"  # torchvision's network
+SPLITS = range(len(PHOTOGRAPHS))
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """An int8 file by a script, as in `conversion.Maker`; no script means ONNX Runtime's quantiser."""
+
+    shown: str
+    script: str = ""
+    environment: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    "alpharho": Contender(
+        shown="alpharho, recipe int8", script="convert_alpharho", options={"recipe": "int8"}
+    ),
+    "alpharho_full": Contender(
+        shown="alpharho, recipe int8_full", script="convert_alpharho", options={"recipe": "int8_full"}
+    ),
+    "litert": Contender(
+        shown="litert-quantizer, its own calibration",
+        script="convert_litert_torch",
+        environment="litert_torch",
+        options={"calibrated": "default"},
+    ),
+    "litert_min_max": Contender(
+        shown="litert-quantizer, min/max calibration",
+        script="convert_litert_torch",
+        environment="litert_torch",
+        options={"calibrated": "min_max"},
+    ),
+    "onnx2tf": Contender(shown="onnx2tf", script="convert_onnx2tf", environment="onnx2tf"),
+    "onnxruntime": Contender(shown="ONNX Runtime, static QDQ, min/max"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """One contender's int8 file on one split; `refused` says why there is none."""
+
+    contender: str
+    split: int
+    quality: Quality | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
+
+
+def recorded(contender: str, split: int, folder: Path) -> Accuracy | None:
+    """What was found earlier, None where nothing was."""
+    path = _place(contender, split, folder) / "accuracy.json"
+    return from_plain(Accuracy, read_json(path), str(path)) if path.is_file() else None
+
+
+def measure_missing(folder: Path, again: bool, say: Say) -> None:
+    """Measure what has no record yet, or everything `again`, split by split."""
+    wanted = [
+        (contender, number)
+        for number in SPLITS
+        for contender in CONTENDERS
+        if again or recorded(contender, number, folder) is None
+    ]
+    if not wanted:
+        return
+    subject = photographed()
+    for contender, number in wanted:
+        say(f"split {number} by {CONTENDERS[contender].shown}")
+        found = _measured(contender, number, subject, folder)
+        write_json(_place(contender, number, folder) / "accuracy.json", to_plain(found))
+
+
+def _measured(contender: str, number: int, subject: Subject, folder: Path) -> Accuracy:
+    part, out = subject.splits[number], _place(contender, number, folder)
+    source = _prepared(subject, number, folder)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        logits, versions = _logits(CONTENDERS[contender], source, out, part)
+    except AlpharhoError as error:
+        return Accuracy(contender=contender, split=number, refused=str(error))
+    quality = compare(logits, reference_logits(subject.model, part.test))
+    return Accuracy(contender=contender, split=number, quality=quality, versions=versions)
+
+
+def _logits(who: Contender, source: Path, out: Path, part: Split) -> tuple[Logits, dict[str, str]]:
+    """Logits of the test crops by the contender's file, and the versions that made it."""
+    images = normalise(part.test)
+    if not who.script:
+        target = out / "int8.onnx"
+        quantize_static(source / "model.onnx", target, normalise(part.calibration))
+        return run_onnx(target, images), {}
+    python = environments.python_of(who.environment) if who.environment else Path(sys.executable)
+    request = {**request_of(MODEL, source, out, PADDING), **who.options}
+    answer = environments.ask([str(python)], who.script, request)
+    return run_tflite(out / "int8.tflite", images), answer["versions"]
+
+
+def _prepared(subject: Subject, number: int, folder: Path) -> Path:
+    """The folder with the network's weights and ONNX file, and the split's calibration crops."""
+    target = folder / "accuracy" / str(number)
+    if not (target / "model.onnx").is_file():
+        module = build(MODEL, num_classes=IMAGENET_CLASSES, padding=PADDING)
+        load_weights(module, photographs.FOLDER / photographs.WEIGHTS[MODEL].name)
+        fold_normalisation(module, IMAGENET_MEAN, IMAGENET_STD)
+        write_network(module, target)
+        crops = subject.splits[number].calibration
+        # Photographs in turn would favour the last one where a peer keeps a moving average.
+        shuffled = crops[np.random.default_rng(number).permutation(len(crops))]
+        write_array(target / "calibration.npy", normalise(shuffled))
+        write_bytes(target / "model.onnx", subject.model.SerializeToString())
+    return target
+
+
+def _place(contender: str, split: int, folder: Path) -> Path:
+    return folder / "accuracy" / str(split) / contender
