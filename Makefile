@@ -10,7 +10,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # What a person may set. The values reach the commands through the environment, never as text of a shell line, so
 # that blanks, quotes and dollar signs in them stay what they are. TORCH_INDEX: where to find the CPU build of torch
 # if pip is configured with no place that has it, for example https://download.pytorch.org/whl/cpu (the default).
-VALUES := MODEL ALPHA RHO DATASET WEIGHTS OUT FILE SEED EPOCHS DEVICE TORCH_INDEX
+VALUES := MODEL ALPHA RHO DATASET CALIBRATION LABELS WEIGHTS SOURCE OUT FILE SEED EPOCHS DEVICE BENCHMARK_MODEL TORCH_INDEX ONLY
 MODEL ?= v3_small
 $(foreach name,$(VALUES),$(eval override $(name) := $$(value $(name))))
 export $(VALUES)
@@ -35,8 +35,9 @@ $(READY): requirements.lock requirements-torch.lock pyproject.toml
 
 setup: $(READY)  ## make .venv from the lock files; the commands below do so by themselves
 
-export: $(READY)  ## trained network to verified .tflite files: MODEL ALPHA RHO DATASET WEIGHTS OUT
-	@$(RUN) export $(VARIANT) $(call option,WEIGHTS,weights) $(call option,OUT,out)
+export: $(READY)  ## trained network to verified .tflite files: MODEL ALPHA RHO DATASET CALIBRATION LABELS WEIGHTS SOURCE OUT
+	@$(RUN) export $(VARIANT) $(call option,CALIBRATION,calibration) $(call option,LABELS,labels) \
+		$(call option,WEIGHTS,weights) $(call option,SOURCE,source) $(call option,OUT,out)
 
 train: $(READY)  ## train a network: MODEL ALPHA RHO DATASET EPOCHS SEED OUT
 	@$(RUN) train $(VARIANT) $(call option,EPOCHS,epochs) $(call option,SEED,seed) $(call option,OUT,out)
@@ -62,8 +63,29 @@ report: $(READY)  ## one HTML page of all results, with the plots
 quality: $(READY)  ## int8 against float on ImageNet photographs (v2) or Fashion-MNIST: MODEL
 	@$(BIN)python -m pipeline.quality "$$MODEL"
 
+quality-docs: $(READY)  ## measure all that docs/quantization.md says, and write it: WEIGHTS
+	@$(BIN)python -m pipeline.quality_page $(call option,WEIGHTS,weights)
+
+quality-arm: $(READY)  ## float16 and int8 of v2 by ARM kernels (emulated), on photographs
+	@$(BIN)python -m pipeline.quality_arm
+
+families: $(READY)  ## what float16 and int8 cost every network with weights, on all test images: WEIGHTS
+	@$(RUN) families $(call option,WEIGHTS,weights)
+
+diagnose: $(READY)  ## where int8 loses accuracy, layer by layer, and what helps: MODEL
+	@$(RUN) diagnose "$$MODEL"
+
 tables: $(READY)  ## the papers' cost tables beside our counts: docs/tables.md
 	@$(RUN) tables
+
+mediapipe: $(READY)  ## our ImageNet files in MediaPipe Tasks, in an environment of its own, on real photographs
+	@$(BIN)python -m pipeline.peers.mediapipe_tasks
+
+runtimes: $(READY)  ## every exported file on every TFLite runtime: docs/runtimes.md (3 GB of environments)
+	@$(RUN) runtimes
+
+compare: $(READY)  ## this project beside its peers: docs/compare.md (8 GB of environments, a night): ONLY
+	@$(RUN) compare $(call option,ONLY,only)
 
 emulator: $(READY)  ## fetch and build what emulated ARM cores need, without root
 	@$(RUN) emulator
@@ -96,4 +118,4 @@ lock:  ## resolve the dependencies of pyproject.toml anew into requirements.lock
 clean:  ## remove what was built, and the caches; .venv stays
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.PHONY: help setup export train data evaluate inspect bench curves report quality tables emulator gate baseline doctor check test bench-export lock clean
+.PHONY: help setup export train data evaluate inspect bench curves report quality quality-docs quality-arm families diagnose tables mediapipe runtimes compare emulator gate baseline doctor check test bench-export lock clean

@@ -56,6 +56,16 @@ VERBS = {
         "accuracy of a .tflite or .onnx file",
         ("evaluate build/v3_small_1.00_56/int8.tflite", "evaluate model.onnx --dataset ~/flowers"),
     ),
+    "diagnose": Verb(
+        "pipeline.diagnose",
+        "where int8 loses accuracy, layer by layer, and what helps",
+        ("diagnose v2", "diagnose v3_small", "diagnose model.onnx --calibration photos"),
+    ),
+    "families": Verb(
+        "pipeline.families",
+        "what float16 and int8 cost every network with weights, on all test images",
+        ("families", "families --weights build/train/*.fashion_mnist_full.safetensors"),
+    ),
     "inspect": Verb(
         "pipeline.inspection",
         "what is in a .tflite file, and which runtime parts take it",
@@ -94,6 +104,8 @@ VERBS = {
     "tables": Verb(
         "pipeline.tables", "the papers' cost tables beside our counts: docs/tables.md", ("tables",)
     ),
+    "runtimes": Verb("pipeline.runtimes", "every exported file on every TFLite runtime", ("runtimes",)),
+    "compare": Verb("pipeline.compare", "this project beside its peers", ("compare --only conversion",)),
     "emulator": Verb("pipeline.emulator", "fetch and build what emulated ARM cores need", ("emulator",)),
     "doctor": Verb(
         "pipeline.doctor", "what this machine can and cannot do, and what to install", ("doctor",)

@@ -56,7 +56,7 @@ def measure_point(device: str, spec: BenchSpec, build: Path = BUILD) -> Callable
 def files_of(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
     """The .tflite files that were asked for, and where the result of each is kept."""
     targets: list[str] = arguments.targets
-    named = [target for target in targets if target in models.MODELS]
+    named = [target for target in targets if target in models.NAMES]
     if named and len(targets) > 1:
         raise UsageError(f"give one model or some .tflite files, not {' '.join(targets)}")
     if named:
@@ -76,7 +76,7 @@ def files_of(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
 def _existing(target: str) -> Path:
     path = Path(target)
     if path.suffix != ".tflite" or not path.is_file():
-        known = ", ".join(models.MODELS)
+        known = ", ".join(models.NAMES)
         raise AlpharhoError(f"{target}: neither a model ({known}) nor an existing .tflite file")
     return path
 

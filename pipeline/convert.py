@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from export.write_tflite import write_tflite
 from pipeline import data
 from pipeline.artifacts import AlpharhoError, UsageError, locked, sha256_of, write_bytes, write_text
 from pipeline.manifest import FILE_NAME, Artifact, Conversion
+from pipeline.rescue import Ladder, rescue
 from pipeline.variant import PRECISIONS
 from quantize.float16 import FLOAT16_METADATA, to_float16
 from quantize.int8 import IO_TYPES, Io
@@ -42,6 +43,7 @@ class Calibration:
     batches: Sequence[Images]
     recipe: Recipe
     io: Io
+    ladder: Ladder = field(default_factory=Ladder)
 
     @property
     def images(self) -> int:
@@ -49,21 +51,50 @@ class Calibration:
         return sum(len(batch) for batch in self.batches)
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A graph in one precision, the bytes of its .tflite file, and how int8 was made, as JSON values."""
+
+    graph: Graph
+    content: bytes
+    report: Mapping[str, object] = field(default_factory=dict)
+
+
 def convert_graph(
     precision: str, graph: Graph, calibration: Calibration, about: Metadata | None = None
-) -> tuple[Graph, bytes]:
-    """The float graph in one of PRECISIONS, and the bytes of its .tflite file with what it says of itself."""
-    if precision == "int8":
-        graph = quantize(graph, calibration.batches, calibration.recipe, calibration.io).graph
-    if precision == "float16":
-        graph = to_float16(graph)
+) -> Converted:
+    """The float graph in one of PRECISIONS, as a file that says of itself what `about` holds."""
+    graph, report = TO_PRECISION[precision](graph, calibration)
     buffers = dict(FLOAT16_METADATA) if precision == "float16" else {}
     if about is None:
-        return graph, write_tflite(graph, buffers)
+        return Converted(graph, write_tflite(graph, buffers), report)
     content = write_tflite(
         graph, {**buffers, **entries(about, graph.inputs[0], graph.outputs[0])}, about.name
     )
-    return graph, with_labels(content, about.labels)
+    return Converted(graph, with_labels(content, about.labels), report)
+
+
+Precise = tuple[Graph, dict[str, object]]
+
+
+def _int8(graph: Graph, calibration: Calibration) -> Precise:
+    ladder = calibration.ladder
+    model = quantize(graph, calibration.batches, calibration.recipe, calibration.io, ladder.keep_float)
+    tried = {"rescue": to_plain(ladder.steps)} if ladder.steps else {}
+    return model.graph, {**model.report, **tried}
+
+
+TO_PRECISION: Mapping[str, Callable[[Graph, Calibration], Precise]] = {
+    "float32": lambda graph, calibration: (graph, {}),
+    "float16": lambda graph, calibration: (to_float16(graph), {}),
+    "int8": _int8,
+}
+
+
+def rescued(graph: Graph, calibration: Calibration, say: Callable[[str], None]) -> Calibration:
+    """The calibration with what the rescue ladder keeps in float; `say` hears of every step."""
+    ladder = rescue(graph, calibration.batches, calibration.recipe, calibration.io, say)
+    return replace(calibration, ladder=ladder)
 
 
 def load_graph(path: Path) -> Graph:
@@ -129,7 +160,8 @@ def convert(
         for precision in PRECISIONS:
             say(f"{precision}.tflite: converting and checking")
             path, started = out / f"{precision}.tflite", time.perf_counter()
-            write_bytes(path, convert_graph(precision, foreign.graph, calibration, about)[1])
+            converted = convert_graph(precision, foreign.graph, calibration, about)
+            write_bytes(path, converted.content)
             artifacts[precision] = Artifact.of(path, started)
             audits[precision] = audit_delegate(path)
             parities[precision] = parity(_as_reference(foreign, run_tflite(path, images)), reference)
@@ -140,6 +172,7 @@ def convert(
             source_sha256=sha256_of(foreign.source),
             recipe=calibration.recipe.name,
             calibration_images=calibration.images,
+            report=converted.report,
             artifacts=artifacts,
             parity=parities,
             delegate=audits,
@@ -243,6 +276,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", default="int8", choices=list(RECIPES), help="how int8 is made (%(default)s)"
     )
+    add_rescue_argument(parser)
     parser.add_argument(
         "--explain", action="store_true", help="list every node that cannot be converted, and write nothing"
     )
@@ -252,6 +286,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_head_argument(parser: argparse.ArgumentParser, default: str) -> None:
     """The option for what the files give, logits or probabilities."""
     parser.add_argument("--head", choices=HEADS, help=f"what the files give ({default})")
+
+
+def add_rescue_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that lets layers stay in float."""
+    parser.add_argument(
+        "--rescue",
+        action="store_true",
+        help="try to keep the worst layers of int8 in float, each only where it pays",
+    )
 
 
 class _BothDoors(argparse.Action):
@@ -286,7 +329,7 @@ def add_io_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `convert`: prints what was written and how far it is from ONNX Runtime."""
-    shape = _parsed_shape(arguments.shape)
+    shape = parsed_shape(arguments.shape)
     if arguments.explain:
         return explain(arguments.model, shape)
     for name in ("out", "calibration"):
@@ -304,6 +347,8 @@ def run(arguments: argparse.Namespace) -> int:
         high=(255 - arguments.mean) / arguments.std,
     )
     calibration = Calibration(batched(images), RECIPES[arguments.recipe], io)
+    if arguments.rescue:
+        calibration = rescued(foreign.graph, calibration, print)
     finished = convert(foreign, arguments.out, calibration, _about(arguments, foreign), print)
     for precision, artifact in finished.artifacts.items():
         print(_row(arguments.out / artifact.path, artifact, finished.parity[precision]))
@@ -319,7 +364,8 @@ def explain(source: Path, shape: Sequence[int] | None) -> int:
     return 1 if refused else 0
 
 
-def _parsed_shape(text: str | None) -> tuple[int, ...] | None:
+def parsed_shape(text: str | None) -> tuple[int, ...] | None:
+    """The sizes of `--shape`; None without it, UsageError for what is not whole numbers."""
     if text is None:
         return None
     try:

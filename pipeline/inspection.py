@@ -46,6 +46,7 @@ NO_INT8_KERNEL = (
     "SOFTMAX",
 )
 WHY = {
+    "CONCATENATION": "XNNPACK joins up to five tensors",
     "CUSTOM": "a custom operator is its own code",
     "RESIZE_NEAREST_NEIGHBOR": "XNNPACK has no nearest-neighbour kernel; RESIZE_BILINEAR it has",
     "STRIDED_SLICE": "XNNPACK takes steps of one only",

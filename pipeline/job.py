@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -32,45 +33,59 @@ from export.head import with_head
 from export.metadata import Metadata
 from export.runtime import Logits, Predictor, load_onnx_predictor, load_tflite_predictor
 from export.to_onnx import to_onnx
+from models.checkpoints import SOURCES
 from models.cost import cost_of, deployed_ops, op_counts
-from models.normalisation import IMAGENET_MEAN, IMAGENET_STD, fold_normalisation
-from models.weights import load_weights, read_metadata, read_state, torchvision_keys
-from pipeline import manifest
+from models.normalisation import fold_normalisation
+from models.weights import Checkpoint, fill, read_card, read_checkpoint
+from pipeline import imagenet, manifest
 from pipeline.artifacts import AlpharhoError, locked, sha256_of, write_bytes, write_text
 from pipeline.convert import (
     CALIBRATION_IMAGES,
     Calibration,
     add_head_argument,
     add_io_arguments,
+    add_rescue_argument,
     batched,
     convert_graph,
     load_graph,
+    load_labels,
+    rescued,
     softmax,
 )
 from pipeline.data import Dataset, Labels, Split, normalise, open_dataset
 from pipeline.evaluate import accuracy_of, agreement_of, module_predictor, predict
 from pipeline.manifest import Accuracy, Artifact, Manifest, Quantised, Weights
 from pipeline.summary import summary
-from pipeline.variant import BUILD, PRECISIONS, Variant
+from pipeline.variant import BUILD, IMAGENET_CLASSES, PRECISIONS, Variant
 from quantize.int8 import Io
-from quantize.recipes import RECIPES
+from quantize.recipes import RECIPES, recipe_named
 
 SHIPPED_WEIGHTS = Path(models.__file__).parent / "weights"
+SHIPPED_LICENCE = "MIT"  # this project's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to export. `weights` None means the variant's shipped ones, `out` None means build/<variant>."""
+    """What to export. `weights` None means the variant's shipped ones, `out` None means build/<variant>.
+
+    `dataset` "none" means pictures without labels, those of `calibration`; else `calibration` None means the
+    data set's own.
+    """
 
     model: str
     alpha: float = 1.0
     rho: float = 1.0
     dataset: str = "fashion_mnist"
+    calibration: Path | None = None
+    labels: Path | None = None
     weights: Path | None = None
+    source: str | None = None
+    licence: str = ""
     padding: str | None = None
     out: Path | None = None
     io: Io = field(default_factory=Io)
     recipe: str = "int8"
+    rescue: bool = False
     head: str | None = None
     calibration_images: int = CALIBRATION_IMAGES
     seed: int = 0
@@ -95,6 +110,7 @@ class Record:
     agreement: dict[str, float] = field(default_factory=dict)
     parity: dict[str, Parity] = field(default_factory=dict)
     delegate: dict[str, DelegateAudit] = field(default_factory=dict)
+    reports: dict[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 def export(request: Request, say: Callable[[str], None]) -> Manifest:
@@ -111,22 +127,58 @@ def export(request: Request, say: Callable[[str], None]) -> Manifest:
 
 def prepare(request: Request) -> Source:
     """Open the data set, build the network and load its weights; AlpharhoError for whatever does not fit."""
-    if request.recipe not in RECIPES:
-        raise AlpharhoError(f"unknown recipe {request.recipe!r}; choose one of {', '.join(RECIPES)}")
+    recipe_named(request.recipe)
     if request.calibration_images < 1:
         raise AlpharhoError(
             f"{request.calibration_images} calibration images; choose at least 1, 200 or more are good"
         )
     models.network(request.model, request.alpha)
-    dataset = open_dataset(request.dataset)
+    checkpoint = None if request.weights is None else read_checkpoint(request.weights, request.source)
+    dataset = _images(request, checkpoint)
     variant = Variant.of(request.model, request.alpha, request.rho, dataset.base_resolution)
-    path = request.weights or shipped_weights(variant, dataset)
-    padding = request.padding or read_metadata(path).get("padding") or "torch"
+    checkpoint = checkpoint or read_checkpoint(shipped_weights(variant, dataset))
+    padding = request.padding or checkpoint.padding or "torch"
     module = models.build(variant.model, variant.alpha, len(dataset.classes), padding)
-    load_weights(module, path)
-    if any(key in torchvision_keys(module) for key in read_state(path)):
-        fold_normalisation(module, IMAGENET_MEAN, IMAGENET_STD)
-    return Source(variant, dataset, module.eval(), Weights(source=str(path), sha256=sha256_of(path)))
+    fill(module, checkpoint)
+    normalisation = checkpoint.source.normalisation
+    fold_normalisation(module, normalisation.mean, normalisation.std)
+    return Source(variant, dataset, module.eval(), _provenance(request, checkpoint, dataset))
+
+
+def _images(request: Request, checkpoint: Checkpoint | None) -> Dataset:
+    """What to calibrate and to verify on, with the classes that the weights tell apart."""
+    foreign = checkpoint is not None and checkpoint.source.family != "alpharho"
+    classes = checkpoint.recognised.classes if checkpoint else None
+    of_imagenet = foreign and classes == IMAGENET_CLASSES
+    if request.dataset == imagenet.UNLABELLED:
+        names = imagenet.class_names() if of_imagenet else tuple(f"class {i}" for i in range(classes or 0))
+        dataset = imagenet.unlabelled(request.calibration, names)
+    else:
+        dataset = open_dataset(request.dataset)
+        dataset = imagenet.relabelled(dataset) if of_imagenet else dataset
+    if request.calibration is not None:
+        dataset = replace(dataset, calibration=imagenet.picture_split(request.calibration))
+    if request.labels is not None:
+        dataset = replace(dataset, classes=load_labels(request.labels, len(dataset.classes)))
+    return dataset
+
+
+def _provenance(request: Request, checkpoint: Checkpoint, dataset: Dataset) -> Weights:
+    """Where the weights come from: from the card beside them, or from what is known of the published file."""
+    path, sha256 = checkpoint.path, sha256_of(checkpoint.path)
+    card, known = read_card(path), imagenet.known_file(sha256)
+    licence = SHIPPED_LICENCE if path.parent == SHIPPED_WEIGHTS else card.get("licence", "")
+    trained_on = imagenet.TRAINED_ON if known else card.get("trained on", "")
+    if not trained_on and checkpoint.source.family == "alpharho" and dataset.name != imagenet.UNLABELLED:
+        trained_on = dataset.name
+    return Weights(
+        source=str(path),
+        sha256=sha256,
+        recognised=checkpoint.source.name,
+        licence=request.licence or (known.licence if known else licence),
+        trained_on=trained_on,
+        licence_of_data=card.get("licence of the data", ""),
+    )
 
 
 def shipped_weights(variant: Variant, dataset: Dataset) -> Path:
@@ -179,6 +231,8 @@ class _Job:
         graph = self._onnx()
         write_text(self.out / "labels.txt", "".join(f"{name}\n" for name in self.source.dataset.classes))
         calibration = self._calibration()
+        if self.request.rescue:
+            calibration = rescued(graph, calibration, self.say)
         for precision in PRECISIONS:
             self._tflite(precision, graph, calibration)
         finished = self._manifest(calibration)
@@ -205,11 +259,12 @@ class _Job:
     def _tflite(self, precision: str, graph: Graph, calibration: Calibration) -> None:
         self.say(f"{precision}.tflite: converting and checking")
         path, started = self.out / f"{precision}.tflite", time.perf_counter()
-        converted, content = convert_graph(precision, graph, calibration, self._about())
-        write_bytes(path, content)
+        converted = convert_graph(precision, graph, calibration, self._about(precision))
+        write_bytes(path, converted.content)
+        self.record.reports[precision] = converted.report
         self.record.artifacts[precision] = Artifact.of(path, started)
         check_op_budget(
-            converted.op_counts(), op_budget(self.source.variant, self.source.module.padding), path
+            converted.graph.op_counts(), op_budget(self.source.variant, self.source.module.padding), path
         )
         self.record.delegate[precision] = audit_delegate(path)
         check_delegate(self.record.delegate[precision], path)
@@ -222,7 +277,8 @@ class _Job:
     def _evaluate(self, stage: str, predictor: Predictor) -> None:
         split, resolution = self.source.dataset.test, self.source.variant.resolution
         self.logits[stage], self.labels = predict(predictor, split, resolution, stage)
-        self.record.accuracy[stage] = accuracy_of(self.logits[stage], self.labels)
+        if self.source.dataset.name != imagenet.UNLABELLED:
+            self.record.accuracy[stage] = accuracy_of(self.logits[stage], self.labels)
 
     def _check_parity(self, stage: str, reference: str, path: Path) -> None:
         expected = self.logits[reference]
@@ -231,18 +287,30 @@ class _Job:
         self.record.parity[stage] = parity(self.logits[stage], expected)
         check_parity(self.record.parity[stage], f"{path} against {reference}")
 
-    def _about(self) -> Metadata:
-        source, request = self.source, self.request
+    def _about(self, precision: str) -> Metadata:
+        source, request, variant = self.source, self.request, self.source.variant
         details = {
-            "model": source.variant.model,
-            "alpha": f"{source.variant.alpha:g}",
+            "model": variant.model,
+            "alpha": f"{variant.alpha:g}",
             "rho": f"{request.rho:g}",
-            "resolution": str(source.variant.resolution),
-            "recipe": request.recipe,
-            "training data": source.dataset.name,
+            "resolution": str(variant.resolution),
+            "precision": precision,
+            "recipe": request.recipe if precision == "int8" else "",
+            "training data": source.weights.trained_on,
+            "licence of the data": source.weights.licence_of_data,
+            "weights": Path(source.weights.source).name,
+            "weights sha256": source.weights.sha256,
             "onnx sha256": self.record.artifacts["onnx"].sha256,
+            "made with": f"alpharho {version('alpharho')}",
         }
-        return Metadata(name=source.variant.name, labels=source.dataset.classes, details=details)
+        gives = "probabilities" if request.head == "probabilities" else "logits"
+        return Metadata(
+            name=variant.name,
+            description=f"Image classifier: {gives} of {len(source.dataset.classes)} classes.",
+            license=source.weights.licence,
+            labels=source.dataset.classes,
+            details={key: value for key, value in details.items() if value},
+        )
 
     def _manifest(self, calibration: Calibration) -> Manifest:
         source, request = self.source, self.request
@@ -270,21 +338,35 @@ class _Job:
                 calibration_images=calibration.images,
                 input=request.io.input,
                 output=request.io.output,
+                report=self.record.reports["int8"],
             ),
         )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb `export`."""
-    parser.add_argument("model", metavar="MODEL", help=f"one of {', '.join(models.MODELS)}")
+    parser.add_argument("model", metavar="MODEL", help=f"one of {', '.join(models.NAMES)}")
     parser.add_argument("--alpha", type=float, default=1.0, help="width multiplier (%(default)s)")
     parser.add_argument("--rho", type=float, default=1.0, help="resolution multiplier (%(default)s)")
     parser.add_argument(
-        "--dataset", default="fashion_mnist", help="a data set's name or a folder of pictures (%(default)s)"
+        "--dataset",
+        help="a data set's name or a folder of pictures; with --calibration or ImageNet's weights by default "
+        "'none', that is no labels and no accuracy, else fashion_mnist",
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help=".safetensors, .pth or .pt; by default the shipped ones"
+        "--calibration", type=Path, metavar="DIR", help="pictures to calibrate on instead of the data set's"
     )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint of ours, torchvision, timm or MicroNet's authors, or 'imagenet'; by default the "
+        "shipped ones",
+    )
+    parser.add_argument(
+        "--source", choices=list(SOURCES), help="whose the checkpoint is, where its keys and name do not tell"
+    )
+    parser.add_argument("--license", dest="licence", default="", help="of the weights, for the metadata")
     parser.add_argument(
         "--padding",
         choices=list(models.PADDINGS),
@@ -304,6 +386,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the choice of calibration images (%(default)s)"
     )
+    add_rescue_argument(parser)
     add_head_argument(parser, "logits")
     add_io_arguments(parser)
 
@@ -312,22 +395,38 @@ def run(arguments: argparse.Namespace) -> int:
     """The verb `export`: runs the main job and prints its summary."""
     options = {name: getattr(arguments, name) for name in REQUEST_OPTIONS}
     io = Io(input=arguments.input_type, output=arguments.output_type)
-    request = Request(io=io, **options)
+    request = Request(io=io, dataset=_dataset(arguments), weights=_weights(arguments), **options)
     finished = export(request, say=lambda stage: print(stage, file=sys.stderr, flush=True))
     print(summary(finished))
     print(f"written to {request.out or BUILD / finished.variant}")
     return 0
 
 
+def _dataset(arguments: argparse.Namespace) -> str:
+    if arguments.dataset is not None:
+        return str(arguments.dataset)
+    unlabelled = arguments.calibration is not None or arguments.weights == imagenet.NAME
+    return imagenet.UNLABELLED if unlabelled else "fashion_mnist"
+
+
+def _weights(arguments: argparse.Namespace) -> Path | None:
+    if arguments.weights == imagenet.NAME:
+        return imagenet.find_weights(arguments.model, arguments.alpha)
+    return None if arguments.weights is None else Path(arguments.weights)
+
+
 REQUEST_OPTIONS = (
     "model",
     "alpha",
     "rho",
-    "dataset",
-    "weights",
+    "calibration",
+    "labels",
+    "source",
+    "licence",
     "padding",
     "out",
     "recipe",
+    "rescue",
     "head",
     "calibration_images",
     "seed",

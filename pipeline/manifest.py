@@ -19,10 +19,14 @@ VERSIONED = ("torch", "onnx", "onnxruntime", "onnxscript", "ai-edge-litert", "nu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Where the trained weights came from."""
+    """Where the trained weights came from; "" for what nobody says. `recognised` is a name of SOURCES."""
 
     source: str
     sha256: str
+    recognised: str = "alpharho"
+    licence: str = ""
+    trained_on: str = ""
+    licence_of_data: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +62,15 @@ class Quantised:
     calibration_images: int
     input: str
     output: str
+    report: Mapping[str, object] = field(default_factory=dict)  # as quantize.recipes.QuantizedModel has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything known of one exported variant. Keys of the mappings are stage names, in pipeline order."""
+    """Everything known of one exported variant. Keys of the mappings are stage names, in pipeline order.
+
+    `accuracy` is empty where the pictures had no labels (`dataset` "none").
+    """
 
     variant: str
     model: str
@@ -92,6 +100,7 @@ class Conversion:
     source_sha256: str
     recipe: str
     calibration_images: int
+    report: Mapping[str, object]
     artifacts: Mapping[str, Artifact]
     parity: Mapping[str, Parity]
     delegate: Mapping[str, DelegateAudit]

@@ -21,11 +21,16 @@ HEADER = (
 
 def summary(manifest: Manifest) -> str:
     """Title and table of stage x (accuracy, agreement, size, parity, partitions, time) for a terminal."""
-    samples = next(iter(manifest.accuracy.values())).samples
+    accuracy = next(iter(manifest.accuracy.values()), None)
+    measured = (
+        "accuracy not measured, the pictures have no labels"
+        if accuracy is None
+        else f"accuracy on {accuracy.samples:,} test images of {manifest.dataset}"
+    )
     title = (
         f"{manifest.variant}: {manifest.model}, alpha {manifest.alpha:g}, rho {manifest.rho:g}, "
         f"{manifest.macs / 1e6:.2f} M Mult-Adds, {manifest.params / 1e6:.3f} M parameters; "
-        f"accuracy on {samples:,} test images of {manifest.dataset}"
+        f"{measured}"
     )
     return f"{title}\n{aligned([HEADER, *(_row(manifest, stage) for stage in STAGES)])}"
 
@@ -42,13 +47,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _row(manifest: Manifest, stage: str) -> tuple[str, ...]:
-    accuracy, artifact = manifest.accuracy[stage], manifest.artifacts.get(stage)
+    accuracy, artifact = manifest.accuracy.get(stage), manifest.artifacts.get(stage)
     parity, delegate = manifest.parity.get(stage), manifest.delegate.get(stage)
     agreement = manifest.agreement.get(stage)
     return (
         stage,
-        f"{accuracy.top1:.2f}",
-        f"{accuracy.top5:.2f}",
+        "" if accuracy is None else f"{accuracy.top1:.2f}",
+        "" if accuracy is None else f"{accuracy.top5:.2f}",
         "" if agreement is None else f"{agreement:.2f}",
         "" if artifact is None else f"{artifact.bytes / 1000:,.1f}",
         "" if parity is None else f"{parity.max_abs_diff / parity.logit_range:.1e}",

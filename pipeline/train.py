@@ -462,7 +462,7 @@ def _card(run: Run, dataset: Dataset, trained: TrainedWeights, command: str) -> 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every field of the recipe, with its default, and where to write."""
-    parser.add_argument("model", metavar="MODEL", help=f"one of {', '.join(models.MODELS)}")
+    parser.add_argument("model", metavar="MODEL", help=f"one of {', '.join(models.NAMES)}")
     for name, (kind, text) in OPTIONS.items():
         default = next(field.default for field in fields(TrainingRecipe) if field.name == name)
         parser.add_argument(

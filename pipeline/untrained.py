@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import models
@@ -36,22 +38,25 @@ def _export(variant: Variant, folder: Path) -> None:
     pixels, _ = open_fashion_mnist_sample().calibration.take(range(IMAGES), variant.resolution)
     images = normalise(pixels)
     module = models.build(variant.model, variant.alpha, IMAGENET_CLASSES)
-    _calibrate_norms(module, torch.from_numpy(images).permute(0, 3, 1, 2))
+    calibrate_norms(module, images)
     graph = run_passes(read_onnx(to_onnx(models.deployed(module), variant.resolution)), FLOAT_PASSES)
     calibration = Calibration([images], RECIPES["int8"], Io())
     with locked(folder):
         for precision in PRECISIONS:
             path = folder / f"{precision}.tflite"
             if not path.is_file():
-                write_bytes(path, convert_graph(precision, graph, calibration)[1])
+                write_bytes(path, convert_graph(precision, graph, calibration).content)
 
 
-def _calibrate_norms(module: nn.Module, images: torch.Tensor) -> None:
-    """Give every batch norm the mean and variance of real images, without which deep activations vanish."""
+def calibrate_norms(module: nn.Module, images: NDArray[np.float32]) -> None:
+    """Give every batch norm the mean and variance of real images, without which deep activations vanish.
+
+    `images` is [N, H, W, 3], normalised.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = None  # a plain average over the batches
             layer.reset_running_stats()
     with torch.no_grad():
-        module.train()(images)
+        module.train()(torch.from_numpy(images).permute(0, 3, 1, 2))
     module.eval()

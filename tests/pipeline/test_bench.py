@@ -94,7 +94,7 @@ def test_arm_kernels_answer_as_this_machine(
 @pytest.mark.parametrize(
     ("words", "found", "code"),
     [
-        (["bench", "v9"], "v9: neither a model (v1, v2", 1),
+        (["bench", "v9"], "v9: neither a model (v1, ", 1),
         (["bench", "v1", "v2"], "give one model or some .tflite files, not v1 v2", 2),
         (["bench", "v1", "--device", "toaster"], "device 'toaster' is unknown; give one of host, ssh://", 2),
         (["bench", "v1", "--device", "emulated:pentium"], "emulated core 'pentium' is unknown", 2),

@@ -1,0 +1,119 @@
+"""What ARM kernels make of the photographs: float16 in real half precision, and int8, against float32.
+
+`python -m pipeline.quality_arm` runs MobileNetV2's files on an emulated core, some crops at a time; what is
+done stays done, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from device_bench.emulated import CORES, EmulatedDevice
+from export.runtime import Logits, dequantised, input_values
+from pipeline.artifacts import AlpharhoError, UsageError, write_bytes
+from pipeline.data import Images, normalise
+from pipeline.measures import Quality, compare, reference_logits
+from pipeline.photographs import FOLDER, SEED
+from pipeline.quality import converted
+from pipeline.subjects import Subject, photographed
+from pipeline.summary import aligned
+from quantize.recipes import RECIPES
+
+PRECISIONS = ("float16", "int8")
+CHUNK = 15  # crops in one process of the emulator
+CORE = "cortex-a76"
+Array = TypeVar("Array", Images, Logits)
+
+
+def place(sha: str, crops: Images, core: str, folder: Path = FOLDER) -> Path:
+    """Where the logits of the file with this SHA-256 on some crops are remembered."""
+    return folder / core / f"{sha256(sha.encode() + crops.tobytes()).hexdigest()[:24]}.npy"
+
+
+def chunks(images: Images) -> list[Images]:
+    """The crops as one process of the emulator after the other runs them."""
+    return [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+
+
+def logits_on(core: str, content: bytes, images: Images, folder: Path = FOLDER) -> Logits:
+    """Logits of a .tflite file's content by the kernels of an emulated core, remembered chunk by chunk.
+
+    DeviceError where the emulator is not set up.
+    """
+    sha = sha256(content).hexdigest()
+    with EmulatedDevice(core=core) as device, tempfile.TemporaryDirectory(prefix="alpharho-") as temporary:
+        file, inputs, outputs = (Path(temporary) / name for name in ("model.tflite", "in.npy", "out.npy"))
+        write_bytes(file, content)
+        for number, crops in enumerate(chunks(images), start=1):
+            there = place(sha, crops, core, folder)
+            if not there.is_file():
+                np.save(inputs, input_values(file, crops, normalise))
+                device.outputs(file, inputs, outputs)
+                raw = np.load(outputs, allow_pickle=False).reshape(len(crops), -1)
+                buffer = io.BytesIO()
+                np.save(buffer, dequantised(file, raw))
+                write_bytes(there, buffer.getvalue())
+                print(f"{core}: {number} of {len(chunks(images))} parts", file=sys.stderr, flush=True)
+    return remembered(core, sha, images, folder)
+
+
+def remembered(core: str, sha: str, images: Images, folder: Path = FOLDER) -> Logits:
+    """The logits of all parts of the crops up to the first that has not been run, float32 [done, classes]."""
+    done: list[Logits] = []
+    for crops in chunks(images):
+        there = place(sha, crops, core, folder)
+        if not there.is_file():
+            break
+        done.append(np.asarray(np.load(there, allow_pickle=False), np.float32))
+    return np.concatenate(done) if done else np.empty((0, 0), np.float32)
+
+
+def measure_on(core: str, subject: Subject, precision: str, number: int, crops: int) -> Quality:
+    """The file of a precision by the kernels of `core` against ONNX Runtime's float32, on some test crops."""
+    images = spread(subject.splits[number].test)[:crops]
+    content = converted(subject, RECIPES["int8"], number, precision)
+    reference = reference_logits(subject.model, subject.splits[number].test)
+    return compare(logits_on(core, content, images), spread(reference)[:crops])
+
+
+def spread(rows: Array) -> Array:
+    """All rows, one a crop, in an order whose beginning is of all photographs; the same each time."""
+    return rows[np.random.default_rng(SEED).permutation(len(rows))]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m pipeline.quality_arm [--core CORE] [--split N] [--crops N] [--precision NAME ...]`."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.quality_arm", description=main.__doc__)
+    parser.add_argument("--core", choices=CORES, default=CORE, help="(%(default)s)")
+    parser.add_argument("--split", type=int, default=0, help="of the photographs (%(default)s)")
+    parser.add_argument("--crops", type=int, default=180, help="test crops, at most (%(default)s)")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parsed = parser.parse_args(arguments)
+    try:
+        subject = photographed()
+        if parsed.split not in range(len(subject.splits)) or parsed.crops < 1:
+            raise UsageError(f"splits go from 0 to {len(subject.splits) - 1}, and one crop is the least")
+        rows = [("file", "crops", "agree %", "confident %", "SQNR dB")]
+        for precision in parsed.precision:
+            found = measure_on(parsed.core, subject, precision, parsed.split, parsed.crops)
+            sure = "" if found.confident_agreement is None else f"{found.confident_agreement:.1f}"
+            figures = (f"{found.agreement:.1f}", sure, f"{found.sqnr_db:.2f}")
+            rows.append((f"{precision} on {parsed.core}", str(found.crops), *figures))
+        print(aligned(rows))
+    except AlpharhoError as error:
+        print(f"pipeline.quality_arm: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
