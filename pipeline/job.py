@@ -34,8 +34,9 @@ from export.metadata import Metadata
 from export.runtime import Logits, Predictor, load_onnx_predictor, load_tflite_predictor
 from export.to_onnx import to_onnx
 from models.checkpoints import SOURCES
-from models.cost import cost_of, deployed_ops, op_counts
+from models.cost import cost_of
 from models.normalisation import fold_normalisation
+from models.op_counts import deployed_ops, op_counts
 from models.weights import Checkpoint, fill, read_card, read_checkpoint
 from pipeline import imagenet, manifest
 from pipeline.artifacts import AlpharhoError, locked, sha256_of, write_bytes, write_text

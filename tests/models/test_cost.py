@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from models.blocks import InvertedResidual, SqueezeExcite
-from models.cost import LAW_TERMS, cost_of, op_counts
+from models.cost import LAW_TERMS, cost_of
 from models.micronet_blocks import DynamicShiftMax, Lite, Regular
+from models.op_counts import op_counts
 from pipeline.artifacts import AlpharhoError
 from tests.models.published import rows
 
