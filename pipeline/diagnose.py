@@ -116,9 +116,9 @@ LAYER_COLUMNS = (
 )
 ADVICE_COLUMNS = (
     Column("symptom", "text"),
-    Column("measured here", "text"),
-    Column("cause", "text"),
-    Column("remedy", "text"),
+    Column("measured here", "prose"),
+    Column("cause", "prose"),
+    Column("remedy", "prose"),
 )
 LEGEND = (
     "SQNR: the layer's result in the 8-bit model against the float model's, with all errors before it; "

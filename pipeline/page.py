@@ -12,7 +12,7 @@ Markup = NewType("Markup", str)
 
 
 class Column(NamedTuple):
-    """A column's heading, and whether its cells are `number` or `text`."""
+    """A column's heading, and whether its cells are `number`, `text`, or `prose`, which wraps."""
 
     heading: str
     kind: str = "number"
@@ -122,9 +122,8 @@ table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabul
 th, td { padding: .18rem .5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid #e4e4e4; }
 th { border-bottom: 1.5px solid #888; vertical-align: bottom; }
-th.text, td.text { text-align: left; }
-td.text:last-child { white-space: normal; }
-tr.invalid td:last-child { min-width: 12rem; }
+th.text, td.text, th.prose, td.prose { text-align: left; }
+td.text:last-child, td.prose { white-space: normal; min-width: 12rem; }
 tr.invalid td { color: #888; text-decoration: line-through; }
 tr.invalid td:last-child { color: #a02c00; text-decoration: none; }
 figure { margin: 1rem 0; display: inline-block; max-width: 100%; vertical-align: top; }
