@@ -82,11 +82,11 @@ def run_tflite(path: Path, images: Reals) -> Logits:
     interpreter = load_interpreter(path, threads=2)
     door = interpreter.get_input_details()[0]
     if door["dtype"] == np.float32:
-        return _invoke(interpreter, images)
+        return _dequantised(interpreter, invoke(interpreter, images))
     scale, zero_point = door["quantization"]
     limits = np.iinfo(door["dtype"])
     stored = np.clip(np.round(images / scale) + zero_point, limits.min, limits.max)
-    return _invoke(interpreter, stored.astype(door["dtype"]))
+    return _dequantised(interpreter, invoke(interpreter, stored.astype(door["dtype"])))
 
 
 def load_onnx_predictor(path: Path, normalise: Normalise) -> Predictor:
@@ -102,7 +102,7 @@ def load_tflite_predictor(path: Path, normalise: Normalise) -> Predictor:
     """
     interpreter = load_interpreter(path, threads=2)
     convert = _conversion(interpreter, normalise)
-    return lambda pixels: _invoke(interpreter, convert(pixels))
+    return lambda pixels: _dequantised(interpreter, invoke(interpreter, convert(pixels)))
 
 
 def input_values(path: Path, pixels: Pixels, normalise: Normalise) -> NDArray[Any]:
@@ -154,15 +154,15 @@ def _run_session(session: onnxruntime.InferenceSession, images: Reals) -> Logits
     return np.concatenate([session.run(None, {name: image[None]})[0] for image in planes])
 
 
-def _invoke(interpreter: Interpreter, stored: NDArray[Any]) -> Logits:
-    """Dequantised first output for inputs that already have the model's input type."""
+def invoke(interpreter: Interpreter, stored: NDArray[Any]) -> NDArray[Any]:
+    """First outputs as they are stored, for inputs in the model's input type, one after the other."""
     door, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     results = []
     for image in stored:
         interpreter.set_tensor(door["index"], image[None])
         interpreter.invoke()
         results.append(interpreter.get_tensor(exit_["index"])[0])
-    return _dequantised(interpreter, np.stack(results))
+    return np.stack(results)
 
 
 def _first_line(error: BaseException) -> str:

@@ -40,7 +40,8 @@ VARIANTS: dict[str, Callable[[float], Network]] = {
 }
 """What V1's paper compares with, and MicroNet M2 with one thing changed."""
 
-NAMES = (*MODELS, *VARIANTS)
+_NETWORKS = {**MODELS, **VARIANTS}
+NAMES = tuple(_NETWORKS)
 """Everything that `build` takes."""
 
 
@@ -50,7 +51,7 @@ def network(name: str, alpha: float = 1.0) -> Network:
         raise AlpharhoError(f"unknown model {name!r}; choose one of {', '.join(NAMES)}")
     if not 0 < alpha <= MAX_ALPHA:
         raise AlpharhoError(f"alpha is {alpha}; choose a width multiplier above 0 and at most {MAX_ALPHA:g}")
-    return {**MODELS, **VARIANTS}[name](alpha)
+    return _NETWORKS[name](alpha)
 
 
 def build(

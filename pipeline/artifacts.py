@@ -9,6 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class AlpharhoError(Exception):
@@ -77,6 +81,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write `content` as UTF-8 to `path`, whole or not at all."""
     write_bytes(path, content.encode())
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write `array` as .npy, whole or not at all."""
+    with replacing(path) as part, part.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def sha256_of(path: Path) -> str:

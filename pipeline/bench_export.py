@@ -23,15 +23,15 @@ import torch
 import models
 from export.to_onnx import to_onnx
 from export.write_tflite import write_tflite
-from pipeline.convert import Calibration, batched, convert_graph, load_graph
+from pipeline.convert import Calibration, convert_graph, load_graph
+from pipeline.evaluate import batched
 from pipeline.summary import aligned
-from pipeline.variant import PRECISIONS
+from pipeline.variant import IMAGENET_RESOLUTION, PRECISIONS
 from quantize.float16 import FLOAT16_METADATA, to_float16
 from quantize.int8 import Io, to_int8
 from quantize.ranges import observe_ranges
 from quantize.recipes import RECIPES
 
-RESOLUTION = 224
 CALIBRATION_IMAGES = 200
 REPEATS = 5
 
@@ -50,9 +50,9 @@ def figures(folder: Path) -> tuple[Figure, ...]:
     """The figures; networks and images are made here, outside the timed work."""
     torch.manual_seed(0)
     path = folder / "model.onnx"
-    path.write_bytes(to_onnx(models.build("v2"), RESOLUTION).SerializeToString())
+    path.write_bytes(to_onnx(models.build("v2"), IMAGENET_RESOLUTION).SerializeToString())
     generator = np.random.default_rng(0)
-    shape = (CALIBRATION_IMAGES, RESOLUTION, RESOLUTION, 3)
+    shape = (CALIBRATION_IMAGES, IMAGENET_RESOLUTION, IMAGENET_RESOLUTION, 3)
     images = generator.uniform(-1, 1, shape).astype(np.float32)
     ranges = observe_ranges(load_graph(path), [images[:1]])
     batches = batched(images)

@@ -22,6 +22,7 @@ from export.runtime import run_onnx_as_it_is, run_tflite
 from export.write_tflite import write_tflite
 from pipeline import data
 from pipeline.artifacts import AlpharhoError, UsageError, locked, sha256_of, write_bytes, write_text
+from pipeline.evaluate import batched, softmax
 from pipeline.manifest import FILE_NAME, Artifact, Conversion
 from pipeline.rescue import Ladder, rescue
 from pipeline.variant import PRECISIONS
@@ -29,7 +30,6 @@ from quantize.float16 import FLOAT16_METADATA, to_float16
 from quantize.int8 import IO_TYPES, Io
 from quantize.recipes import RECIPES, Recipe, quantize
 
-BATCH = 64
 VERIFIED_IMAGES = 64  # of the calibration images, the first ones
 CALIBRATION_IMAGES = 256
 
@@ -100,11 +100,6 @@ def rescued(graph: Graph, calibration: Calibration, say: Callable[[str], None]) 
 def load_graph(path: Path) -> Graph:
     """The float graph of an ONNX file after all exact rewrites."""
     return run_passes(read_onnx(load_onnx(path)), FLOAT_PASSES)
-
-
-def batched(images: Images) -> list[Images]:
-    """The images in batches of 64."""
-    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +184,6 @@ def _with_head_of(foreign: Foreign, values: NDArray[np.float32]) -> NDArray[np.f
 def _as_reference(foreign: Foreign, values: NDArray[np.float32]) -> NDArray[np.float32]:
     """A file's result as ONNX Runtime gives it: with a softmax where one was taken off."""
     return softmax(values) if foreign.ends_in_softmax and not has_softmax(foreign.graph) else values
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities over the last axis."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)
 
 
 def load_calibration(source: Path, shape: Sequence[int], mean: float, std: float) -> NDArray[np.float32]:

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from export.graph import Graph
 from export.run import Program
 from pipeline.artifacts import UsageError, write_bytes, write_text
-from pipeline.convert import CALIBRATION_IMAGES, batched, load_calibration, open_foreign, parsed_shape
+from pipeline.convert import CALIBRATION_IMAGES, load_calibration, open_foreign, parsed_shape
 from pipeline.data import MEAN, STD, normalise
+from pipeline.evaluate import batched
 from pipeline.measures import Quality, compare
 from pipeline.page import Column, Markup, Row, figure, heading, page, paragraph
 from pipeline.page import table as page_table
 from pipeline.plots import png, svg
 from pipeline.range_plots import Ranges, range_figure
+from pipeline.rescue import HELD_OUT, is_held_out
 from pipeline.subjects import Subject, subject_named
 from pipeline.summary import aligned
 from pipeline.variant import BUILD
@@ -28,7 +30,6 @@ from quantize.int8 import Io
 from quantize.recipes import RECIPES, Recipe, quantize
 
 DIAGNOSED = 16  # test images; their values at every layer are held at once
-HELD_OUT = 4  # of a foreign model's calibration images every fourth is kept to test on
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def foreign_case(arguments: argparse.Namespace) -> Case:
             f"{arguments.calibration}: {len(images)} images; {HELD_OUT} are the least, 200 are good"
         )
     low, high = ((byte - arguments.mean) / arguments.std for byte in (0, 255))
-    held_out = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
+    held_out = is_held_out(len(images))
     test = images[held_out][:DIAGNOSED]
     return Case(foreign.source.stem, foreign.graph, images[~held_out], test, Io(low=low, high=high))
 

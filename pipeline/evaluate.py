@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,13 @@ from pipeline.data import Dataset, Labels, Split, normalise, open_dataset
 from pipeline.manifest import Accuracy
 
 BATCH = 64
+Value = TypeVar("Value", bound=np.generic)
+Real = TypeVar("Real", bound=np.floating[Any])
+
+
+def batched(rows: NDArray[Value], size: int = BATCH) -> list[NDArray[Value]]:
+    """The rows in batches of `size`, the last one smaller where they do not divide."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def predict(predictor: Predictor, split: Split, resolution: int, what: str) -> tuple[Logits, Labels]:
@@ -41,6 +49,12 @@ def accuracy_of(logits: Logits, labels: Labels) -> Accuracy:
 def agreement_of(logits: Logits, reference: Logits) -> float:
     """Percent of images for which both give the same first class."""
     return round(100 * float((logits.argmax(1) == reference.argmax(1)).mean()), 4)
+
+
+def softmax(logits: NDArray[Real]) -> NDArray[Real]:
+    """Probabilities over the last axis, in the type of the logits."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))
 
 
 def module_predictor(module: nn.Module) -> Predictor:

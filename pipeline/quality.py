@@ -23,9 +23,9 @@ from device_bench.records import from_plain, read_json, to_plain, write_json
 from export.check import audit_delegate, check_delegate
 from export.runtime import load_tflite_predictor
 from pipeline.artifacts import AlpharhoError, UsageError, write_bytes
-from pipeline.convert import Calibration, batched, convert_graph
+from pipeline.convert import Calibration, convert_graph
 from pipeline.data import normalise
-from pipeline.evaluate import accuracy_of
+from pipeline.evaluate import accuracy_of, batched
 from pipeline.measures import Quality, compare, in_batches, reference_logits
 from pipeline.photographs import FOLDER
 from pipeline.subjects import Subject, subject_named

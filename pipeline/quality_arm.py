@@ -7,7 +7,6 @@ done stays done, so that a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ import numpy as np
 
 from device_bench.emulated import CORES, EmulatedDevice
 from export.runtime import Logits, dequantised, input_values
-from pipeline.artifacts import AlpharhoError, UsageError, write_bytes
+from pipeline.artifacts import AlpharhoError, UsageError, write_array, write_bytes
 from pipeline.data import Images, normalise
+from pipeline.evaluate import batched
 from pipeline.measures import Quality, compare, reference_logits
 from pipeline.photographs import FOLDER, SEED
 from pipeline.quality import converted
@@ -41,7 +41,7 @@ def place(sha: str, crops: Images, core: str, folder: Path = FOLDER) -> Path:
 
 def chunks(images: Images) -> list[Images]:
     """The crops as one process of the emulator after the other runs them."""
-    return [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    return batched(images, CHUNK)
 
 
 def logits_on(core: str, content: bytes, images: Images, folder: Path = FOLDER) -> Logits:
@@ -59,9 +59,7 @@ def logits_on(core: str, content: bytes, images: Images, folder: Path = FOLDER) 
                 np.save(inputs, input_values(file, crops, normalise))
                 device.outputs(file, inputs, outputs)
                 raw = np.load(outputs, allow_pickle=False).reshape(len(crops), -1)
-                buffer = io.BytesIO()
-                np.save(buffer, dequantised(file, raw))
-                write_bytes(there, buffer.getvalue())
+                write_array(there, dequantised(file, raw))
                 print(f"{core}: {number} of {len(chunks(images))} parts", file=sys.stderr, flush=True)
     return remembered(core, sha, images, folder)
 

@@ -18,6 +18,7 @@ from export.run import Program
 from export.runtime import run_tflite
 from export.write_tflite import write_tflite
 from pipeline.artifacts import UsageError, write_bytes
+from pipeline.evaluate import batched
 from pipeline.measures import compare
 from quantize.diagnose import diagnose
 from quantize.int8 import Io
@@ -50,15 +51,15 @@ def rescue(
         raise UsageError(
             f"{len(images)} calibration images; --rescue needs {HELD_OUT} at least, 200 are good"
         )
-    held_out = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
-    used = [images[~held_out][i : i + 64] for i in range(0, int((~held_out).sum()), 64)]
+    held_out = is_held_out(len(images))
+    used = batched(images[~held_out])
     say(f"rescue: measuring on {int(held_out.sum())} held-out images; {_counting()}")
     model = quantize(graph, used, recipe, io)
     tried = candidates(graph, diagnose(model.exact, model.graph, images[held_out][:DIAGNOSED]))[:STEPS]
     reference = Program(graph)(images[held_out])
 
     def measure(nodes: Set[str]) -> Rung:
-        content = write_tflite(quantize(graph, used, recipe, io, nodes).graph)
+        content = write_tflite((quantize(graph, used, recipe, io, nodes) if nodes else model).graph)
         with tempfile.TemporaryDirectory(prefix="alpharho-") as folder:
             path = Path(folder) / "int8.tflite"
             write_bytes(path, content)
@@ -78,6 +79,11 @@ def rescue(
         "instructions a dB"
     )
     return Ladder(keep, tuple(steps))
+
+
+def is_held_out(count: int) -> NDArray[np.bool_]:
+    """Which of so many images are kept to measure on."""
+    return np.asarray(np.arange(count) % HELD_OUT == HELD_OUT - 1)
 
 
 def shown(step: Step) -> str:

@@ -20,9 +20,9 @@ import numpy as np
 from device_bench import emulator_setup
 from export.runtime import Logits, dequantised, input_values, run_onnx
 from pipeline.artifacts import AlpharhoError, CheckError, sha256_of, write_bytes, write_text
-from pipeline.convert import CALIBRATION_IMAGES, Calibration, batched, convert_graph, load_graph
+from pipeline.convert import CALIBRATION_IMAGES, Calibration, convert_graph, load_graph
 from pipeline.data import REPOSITORY, Images, normalise, open_dataset, open_fashion_mnist_sample
-from pipeline.evaluate import agreement_of
+from pipeline.evaluate import agreement_of, batched
 from pipeline.job import SHIPPED_WEIGHTS, Request, calibration_images, export
 from pipeline.peers import conversion, environments
 from pipeline.peers.page import markdown_table

@@ -117,9 +117,7 @@ def equalized(
     """
     seen = dict(observations)
     for group in groups_of(graph):
-        factors = _factors(group, seen, strength)
-        graph = rescaled(graph, group, factors)
-        seen.update({name: seen[name].scaled(factors) for name in group.tensors})
+        graph, seen = _scaled(graph, seen, group, _factors(group, seen, strength))
     return graph, seen
 
 
@@ -145,9 +143,7 @@ def weights_equalized(graph: Graph, observations: Observations) -> tuple[Graph, 
     seen = dict(observations)
     for _ in range(WEIGHT_ROUNDS):
         for group in groups_of(graph):
-            factors = _weight_factors(graph, group, seen)
-            graph = rescaled(graph, group, factors)
-            seen.update({name: seen[name].scaled(factors) for name in group.tensors})
+            graph, seen = _scaled(graph, seen, group, _weight_factors(graph, group, seen))
     return graph, seen
 
 
@@ -174,6 +170,13 @@ def _output_axis(node: Node) -> int:
 
 def _clamps(node: Node) -> bool:
     return node.attributes["fused_activation_function"] == "RELU6"
+
+
+def _scaled(
+    graph: Graph, seen: Observations, group: Group, factors: Floats
+) -> tuple[Graph, dict[str, Observation]]:
+    scaled = {name: seen[name].scaled(factors) for name in group.tensors}
+    return rescaled(graph, group, factors), {**seen, **scaled}
 
 
 def rescaled(graph: Graph, group: Group, factors: Floats) -> Graph:

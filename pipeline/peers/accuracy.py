@@ -11,19 +11,15 @@ import numpy as np
 
 from device_bench.records import from_plain, read_json, to_plain, write_json
 from export.runtime import Logits, run_onnx, run_tflite
-from models.normalisation import IMAGENET_MEAN, IMAGENET_STD, fold_normalisation
-from models.registry import build
-from models.weights import load_weights
 from pipeline import photographs
-from pipeline.artifacts import AlpharhoError, write_bytes
+from pipeline.artifacts import AlpharhoError, write_array, write_bytes
 from pipeline.data import normalise
 from pipeline.measures import Quality, compare, reference_logits
 from pipeline.peers import environments
-from pipeline.peers.conversion import request_of, write_array, write_network
+from pipeline.peers.conversion import request_of, write_network
 from pipeline.peers.static_onnx import quantize_static
 from pipeline.photographs import PHOTOGRAPHS, Split
 from pipeline.subjects import Subject, photographed
-from pipeline.variant import IMAGENET_CLASSES
 
 MODEL, PADDING = "v2", "torch"  # torchvision's network
 SPLITS = range(len(PHOTOGRAPHS))
@@ -128,10 +124,7 @@ def _prepared(subject: Subject, number: int, folder: Path) -> Path:
     """The folder with the network's weights and ONNX file, and the split's calibration crops."""
     target = folder / "accuracy" / str(number)
     if not (target / "model.onnx").is_file():
-        module = build(MODEL, num_classes=IMAGENET_CLASSES, padding=PADDING)
-        load_weights(module, photographs.FOLDER / photographs.WEIGHTS[MODEL].name)
-        fold_normalisation(module, IMAGENET_MEAN, IMAGENET_STD)
-        write_network(module, target)
+        write_network(photographs.imagenet_module(MODEL), target)
         crops = subject.splits[number].calibration
         # Photographs in turn would favour the last one where a peer keeps a moving average.
         shuffled = crops[np.random.default_rng(number).permutation(len(crops))]

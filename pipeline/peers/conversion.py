@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import models
 from device_bench.records import from_plain, read_json, to_plain, write_json
 from export.to_onnx import to_onnx
 from models.weights import save_weights
-from pipeline.artifacts import AlpharhoError, write_bytes
+from pipeline.artifacts import AlpharhoError, write_array, write_bytes
 from pipeline.data import REPOSITORY, normalise, open_fashion_mnist_sample
 from pipeline.peers import environments
 from pipeline.untrained import calibrate_norms
@@ -110,13 +108,6 @@ def write_network(module: models.MobileNet, folder: Path) -> None:
     """The module's weights as `network.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(module, folder / "network.safetensors", {})
-
-
-def write_array(path: Path, array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
-    """An .npy file, whole or not at all."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
 
 
 def request_of(model: str, folder: Path, out: Path, padding: str = "tf") -> dict[str, object]:

@@ -13,7 +13,8 @@ from export.graph import Graph
 from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import read_onnx
 from export.to_onnx import to_onnx
-from pipeline.convert import Calibration, batched, convert_graph
+from pipeline.convert import Calibration, convert_graph
+from pipeline.evaluate import batched
 from pipeline.peers import protocol
 from pipeline.peers.network import load_network
 from quantize.int8 import Io

@@ -23,13 +23,13 @@ from pipeline.data import REPOSITORY, Images, load_image, normalise
 from pipeline.job import Request, export
 from pipeline.peers import environments
 from pipeline.summary import aligned
+from pipeline.variant import IMAGENET_RESOLUTION
 from quantize.int8 import Io
 
 ENVIRONMENT = "mediapipe"
 FOLDER = REPOSITORY / "build" / "mediapipe_tasks"
 OFFLINE = ("unshare", "--net", "--map-root-user")
 FILES = ("float32", "int8")  # the second with bytes at both doors
-RESOLUTION = 224
 TOLERANCE = {"float32": 1e-5, "int8": 0.0}  # MediaPipe's float kernels are another version's
 
 Values = NDArray[np.float32]
@@ -100,7 +100,7 @@ def make_files(out: Path = FOLDER) -> Path:
 def photographs_at_size() -> tuple[tuple[str, ...], Images]:
     """Names and centre crops, uint8 [N, 224, 224, 3], of the photographs."""
     names = [member.name for group in photographs.PHOTOGRAPHS for member in group]
-    crops = [load_image(photographs.FOLDER / name, RESOLUTION) for name in names]
+    crops = [load_image(photographs.FOLDER / name, IMAGENET_RESOLUTION) for name in names]
     return tuple(names), np.stack(crops)
 
 

@@ -18,7 +18,7 @@ from export.graph import Graph
 from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import read_onnx
 from export.run import Program
-from export.runtime import run_onnx_as_it_is
+from export.runtime import invoke, run_onnx_as_it_is
 from export.write_tflite import write_tflite
 from quantize.int8 import Io, to_int8
 from quantize.ranges import narrowed_to_use, observe_ranges
@@ -169,13 +169,7 @@ def converted(model: onnx.ModelProto) -> Graph:
 def run_file(graph: Graph, images: NDArray[Any]) -> NDArray[Any]:
     interpreter = Interpreter(model_content=write_tflite(graph), num_threads=1)
     interpreter.allocate_tensors()
-    door, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    found = []
-    for image in images:
-        interpreter.set_tensor(door, image[None])
-        interpreter.invoke()
-        found.append(interpreter.get_tensor(result)[0])
-    return np.stack(found)
+    return invoke(interpreter, images)
 
 
 common = settings(

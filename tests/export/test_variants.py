@@ -14,7 +14,7 @@ from export.graph import Graph
 from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import input_order, read_onnx
 from export.run import Program
-from export.runtime import load_interpreter, run_onnx_as_it_is, run_tflite
+from export.runtime import invoke, load_interpreter, run_onnx_as_it_is, run_tflite
 from export.write_tflite import write_tflite
 from quantize.int8 import Io, to_int8
 from quantize.ranges import narrowed_to_use, observe_ranges
@@ -62,20 +62,8 @@ def test_its_int8_file_is_one_partition_and_what_the_simulator_says(name: str, t
     )
     assert door is not None and result is not None
     stored = np.clip(np.round(rows / door.scale) + door.zero_point, -128, 127).astype(np.int8)
-    real, step = result.dequantize(run_stored(path, stored)), float(result.scale[0])
+    real, step = result.dequantize(invoke(load_interpreter(path), stored)), float(result.scale[0])
     assert np.abs(real - Program(quantised)(door.dequantize(stored))).max() <= (STEPS + 1e-3) * step
     far = np.abs(real - Program(graph)(rows)).max() / step
     assert far <= FAR_FROM_FLOAT or name in CUT_OFF
     assert audit_delegate(path).partitions == 1
-
-
-def run_stored(path: Path, images: NDArray[np.int8]) -> NDArray[np.int8]:
-    """The int8 results of an int8 file."""
-    interpreter = load_interpreter(path)
-    door, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    found = []
-    for image in images:
-        interpreter.set_tensor(door, image[None])
-        interpreter.invoke()
-        found.append(interpreter.get_tensor(result)[0])
-    return np.stack(found)

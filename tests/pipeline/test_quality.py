@@ -16,9 +16,10 @@ import models
 from export.to_onnx import to_onnx
 from pipeline import quality
 from pipeline.artifacts import CheckError, UsageError
-from pipeline.convert import Calibration, batched, convert_graph, rescued
+from pipeline.convert import Calibration, convert_graph, rescued
 from pipeline.data import normalise
 from pipeline.diagnose import Diagnosis, case_of, examine, text, write
+from pipeline.evaluate import batched
 from pipeline.families import Member, check, member_of
 from pipeline.measures import Quality, compare
 from pipeline.photographs import Split
