@@ -14,7 +14,7 @@ from pipeline.artifacts import AlpharhoError, sha256_of
 
 SCHEMA = 1  # 1: the first
 FILE_NAME = "manifest.json"
-VERSIONED = ("torch", "onnx", "onnxruntime", "onnxscript", "ai-edge-litert", "numpy", "flatbuffers")
+VERSIONED = ("torch", "onnx", "onnxruntime", "ai-edge-litert", "numpy", "flatbuffers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
