@@ -22,8 +22,8 @@ from models.blocks import (
     both_sides,
     has_expansion,
 )
-from models.comparators import ClassMaps, Conv, Layer, Parallel, Pool, TableRow
 from models.factorised import FlattenedRow, LowRankRow
+from models.layer_table import ClassMaps, Conv, Layer, Parallel, Pool, TableRow
 from models.micronet_blocks import LastRow, LiteRow, MicroStem, NormedHidden, Place, RegularRow, ShiftMax
 from models.registry import check_resolution, network
 from pipeline.artifacts import AlpharhoError
@@ -162,8 +162,13 @@ def table_layers(path: str, shape: Shape, table: tuple[Layer, ...]) -> tuple[lis
 
 def _table_conv(path: str, shape: Shape, layer: Conv) -> LayerCost:
     kind = "stem" if shape[0] == 3 else "pointwise"
-    height, width = ((size + 2 * layer.padding - layer.kernel) // layer.stride + 1 for size in shape[1:])
-    weights = layer.kernel**2 * shape[0] * layer.channels
+    kernel, padding = both_sides(layer.kernel), both_sides(layer.padding)
+    reach = [layer.dilation * (side - 1) for side in kernel]
+    height, width = (
+        (size + 2 * pad - far - 1) // layer.stride + 1
+        for size, pad, far in zip(shape[1:], padding, reach, strict=True)
+    )
+    weights = math.prod(kernel) * shape[0] * layer.channels
     made = _normed(path, kind, shape, layer.channels, layer.kernel, layer.stride, weights)
     out, bias = (layer.channels, height, width), 0 if layer.normed else layer.channels
     norms = made.norm_params if layer.normed else 0
@@ -172,9 +177,9 @@ def _table_conv(path: str, shape: Shape, layer: Conv) -> LayerCost:
 
 
 def _pooled(size: int, layer: Pool) -> int:
-    """Windows that begin in the map or the padding before it; where it strides, the cut one counts."""
+    """Windows that begin in the map or the padding before it; a cut one counts if the layer says so."""
     free = size + 2 * layer.padding - layer.kernel
-    count = (math.ceil if layer.stride > 1 else math.floor)(free / layer.stride) + 1
+    count = (math.ceil if layer.cut else math.floor)(free / layer.stride) + 1
     return count - int((count - 1) * layer.stride >= size + layer.padding)
 
 

@@ -18,8 +18,8 @@ class Count:
     params: int
 
 
-def counted(module: nn.Module, resolution: int) -> Count:
-    """Count `module` on one `[1, 3, resolution, resolution]` image, without computing anything."""
+def counted(module: nn.Module, resolution: int, channels: int = 3) -> Count:
+    """Count `module` on one `[1, channels, resolution, resolution]` map, without computing anything."""
     macs: list[int] = []
 
     def watch(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -30,5 +30,5 @@ def counted(module: nn.Module, resolution: int) -> Count:
     for part in bare.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             part.register_forward_hook(watch)
-    bare(torch.empty(1, 3, resolution, resolution, device="meta"))
+    bare(torch.empty(1, channels, resolution, resolution, device="meta"))
     return Count(sum(macs), sum(parameter.numel() for parameter in bare.parameters()))

@@ -99,6 +99,15 @@ class Residual(nn.Sequential):
         return y
 
 
+class Summed(nn.Sequential):
+    """The sum of what the children make of the input. NCHW."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All children keep one shape."""
+        y: Tensor = reduce(torch.add, (part(x) for part in self))
+        return y
+
+
 class LoweredShiftMax(nn.Module):
     """Shift-Max without a maximum: max(a, b) = a + relu(b - a). NCHW."""
 
@@ -110,7 +119,9 @@ class LoweredShiftMax(nn.Module):
 
     def forward(self, x: Tensor, *copies: Tensor) -> Tensor:
         """Shape and dtype of `x` are kept; `copies` are the shifted maps where `pieces` has none."""
-        maps = [x, *(_assembled(x, pieces) for pieces in self.pieces), *copies]
+        slices = {piece: x[:, slice(*piece)] for pieces in self.pieces for piece in pieces}
+        assembled = (torch.cat([slices[piece] for piece in pieces], 1) for pieces in self.pieces)
+        maps = [x, *assembled, *copies]
         weights = self.weights(x)
         first = weights[: len(maps)]
         y = _weighted(first, maps)
@@ -118,7 +129,7 @@ class LoweredShiftMax(nn.Module):
             more = weights[k * len(maps) : (k + 1) * len(maps)]
             gains = [b - a for a, b in zip(first, more, strict=True)]
             y = y + torch.relu(_weighted(gains, maps) if k == 1 else _weighted(more, maps) - y)
-        return y
+        return torch.relu(y) if self.spec.rectified else y
 
 
 class GeneratedWeights(nn.Module):
@@ -167,10 +178,6 @@ _WEIGHTS: dict[type, Callable[..., nn.Module]] = {
 
 def _weighted(weights: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, (each * weight for weight, each in zip(weights, maps, strict=True)))
-
-
-def _assembled(x: Tensor, pieces: Pieces) -> Tensor:
-    return torch.cat([x[:, first:last] for first, last in pieces], 1)
 
 
 def _stem(block: Stem, order: Order, asked: int) -> tuple[nn.Module, Order]:
@@ -274,7 +281,18 @@ def _squeeze(block: Lite | Regular, order: Order, wished: Order | None) -> tuple
     if SLICE_MACS * sum(map(len, pieces)) > conv.in_channels * conv.out_channels * len(pieces):
         shifts, pieces = _shifts(block.narrow, len(own)), []
         copies = [_dense(block.squeeze, order_in, shift[own]) for shift in shifts]
+    if copies and isinstance(block.narrow, StaticShiftMax) and block.narrow.spec.sums == 1:
+        return _scaled_sum([squeeze, *copies], block.narrow, own), torch.argsort(after)[own]
     return Activated(squeeze, _place(block.narrow, own, pieces), copies), torch.argsort(after)[own]
+
+
+def _scaled_sum(convs: Sequence[nn.Module], trained: StaticShiftMax, order: Order) -> nn.Module:
+    """A sum of convolutions, each with its constant coefficients in its weights."""
+    for conv, factor in zip(convs, trained.weight[0], strict=True):
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        conv.weight.mul_(factor[order].view(-1, 1, 1, 1))
+        conv.bias.mul_(factor[order])
+    return Summed(*convs)
 
 
 def _last(block: Last, order: Order, asked: int) -> tuple[nn.Module, Order]:

@@ -1,41 +1,20 @@
-"""What stands on a MobileNet backbone for other tasks than one label: detection, attributes, embeddings.
+"""What stands on a backbone for other tasks than one label, by name: detection, attributes, embeddings.
 
-The smallest definitions that count and export, with raw outputs: no anchors, no non-maximum suppression.
+The smallest definitions that count and export, with raw outputs.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import BLOCKS, ConvNormAct, InvertedResidual, Layers, MobileNet, SeparableRow
-from pipeline.artifacts import AlpharhoError
-
-ANCHORS = (3, 6, 6, 6, 6, 6)  # boxes per position of each of SSD's six maps, as the authors' detection code
-EXTRA_CHANNELS = (512, 256, 256, 128)
-BOX_SIDES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """A feature map for the detector: the output of a row, or of a row's expansion."""
-
-    row: int
-    inside: str = ""
-
-
-SSD_TAPS: dict[str, tuple[Tap, Tap]] = {
-    "v1": (Tap(11), Tap(13)),
-    "v2": (Tap(14, "expand"), Tap(18)),
-    "v3_small": (Tap(9, "expand"), Tap(12)),
-    "v3_large": (Tap(13, "expand"), Tap(16)),
-}
-"""Backbone to its maps of stride 16 and 32: V2 and V3 section 6.2 take the expansion before stride 32."""
+from models import registry
+from models.blocks import MobileNet
+from models.detectors import RPN_CUTS, Proposer, detector, traced
 
 
 class MultiLabel(nn.Module):
@@ -72,128 +51,6 @@ class Embedding(nn.Module):
         return made
 
 
-class _Body(nn.Module):
-    """The backbone as a source of the tapped maps; rows after the last tap are left out."""
-
-    def __init__(self, backbone: MobileNet, taps: tuple[Tap, Tap]) -> None:
-        super().__init__()
-        self.rows = nn.Sequential(*list(backbone.features)[: taps[-1].row + 1])
-        self.taps = {tap.row: tap.inside for tap in taps}
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for index, row in enumerate(self.rows):
-            if self.taps.get(index):
-                inner, x = _through(row, self.taps[index], x)
-                maps.append(inner)
-                continue
-            x = row(x)
-            if index in self.taps:
-                maps.append(x)
-        return maps
-
-
-def _through(block: nn.Module, inside: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The tapped map inside the block, and the block's output."""
-    assert isinstance(block, InvertedResidual) and not block.has_shortcut
-    inner = x
-    for name, stage in block.named_children():
-        x = stage(x)
-        inner = x if name == inside else inner
-    return inner, x
-
-
-class SSD(nn.Module):
-    """Single-shot detector on six maps: [N, 3, H, W] to boxes [N, A, 4] and scores [N, A, classes], both raw.
-
-    `classes` counts the background. A position's anchors are neighbours along A, maps follow each other.
-    """
-
-    def __init__(
-        self,
-        backbone: MobileNet,
-        taps: tuple[Tap, Tap],
-        widths: tuple[int, int],
-        parts: Parts,
-        classes: int,
-    ) -> None:
-        """`widths` are the channels of the tapped maps."""
-        super().__init__()
-        layers = Layers(type(_first_conv(backbone)), 1e-3, 0.03)
-        self.body, self.classes = _Body(backbone, taps), classes
-        ins, extras = widths[-1], []
-        for width in EXTRA_CHANNELS:
-            extras.append(parts.extra(layers, ins, width))
-            ins = width
-        self.extras = nn.ModuleList(extras)
-        maps = list(zip((*widths, *EXTRA_CHANNELS), ANCHORS, strict=True))
-        self.boxes = nn.ModuleList(parts.predictor(layers, w, count * BOX_SIDES) for w, count in maps)
-        self.scores = nn.ModuleList(parts.predictor(layers, w, count * classes) for w, count in maps)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Box offsets and class logits of every anchor."""
-        maps = self.body(x)
-        for extra in self.extras:
-            maps.append(extra(maps[-1]))
-        return _rows(self.boxes, maps, BOX_SIDES), _rows(self.scores, maps, self.classes)
-
-
-def _rows(predictors: nn.ModuleList, maps: list[Tensor], size: int) -> Tensor:
-    """Predictions [N, A * size, h, w] of all maps as [N, all A, size]."""
-    made = [
-        predict(each).permute(0, 2, 3, 1).reshape(each.shape[0], -1, size)
-        for predict, each in zip(predictors, maps, strict=True)
-    ]
-    return torch.cat(made, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """How a detector makes its smaller maps and its predictions, from (layers, c_in, c_out)."""
-
-    extra: Callable[[Layers, int, int], nn.Module]
-    predictor: Callable[[Layers, int, int], nn.Module]
-
-
-def _dense_extra(layers: Layers, c_in: int, c_out: int) -> nn.Module:
-    halve = ConvNormAct(layers, c_in, c_out // 2, act=nn.ReLU6)
-    shrink = ConvNormAct(layers, c_out // 2, c_out, kernel=3, stride=2, act=nn.ReLU6)
-    return nn.Sequential(OrderedDict(halve=halve, shrink=shrink))
-
-
-def _separable_extra(layers: Layers, c_in: int, c_out: int) -> nn.Module:
-    halve = ConvNormAct(layers, c_in, c_out // 2, act=nn.ReLU6)
-    shrink = BLOCKS[SeparableRow](layers, c_out // 2, SeparableRow(c_out, 3, 2, nn.ReLU6))
-    return nn.Sequential(OrderedDict(halve=halve, shrink=shrink))
-
-
-def _dense_predictor(layers: Layers, c_in: int, c_out: int) -> nn.Module:
-    return nn.Conv2d(c_in, c_out, 1)
-
-
-def _separable_predictor(layers: Layers, c_in: int, c_out: int) -> nn.Module:
-    depthwise = ConvNormAct(layers, c_in, c_in, kernel=3, groups=c_in, act=nn.ReLU6)
-    return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=nn.Conv2d(c_in, c_out, 1)))
-
-
-DETECTORS: dict[str, Parts] = {
-    "ssd": Parts(_dense_extra, _dense_predictor),
-    "ssdlite": Parts(_separable_extra, _separable_predictor),
-}
-"""`ssd` with 1x1 predictors, as the authors' detection code for V1; `ssdlite` is V2 section 6.2."""
-
-
-def detector(kind: str, name: str, backbone: MobileNet, classes: int = 91) -> SSD:
-    """`kind` of DETECTORS on `backbone`, which is `models.build(name, ...)`. AlpharhoError for others."""
-    if kind not in DETECTORS or name not in SSD_TAPS:
-        raise AlpharhoError(
-            f"no {kind} on {name}; choose one of {', '.join(DETECTORS)} on one of {', '.join(SSD_TAPS)}"
-        )
-    taps = SSD_TAPS[name]
-    widths = (_width(backbone, taps[0]), _width(backbone, taps[1]))
-    return SSD(backbone, taps, widths, DETECTORS[kind], classes)
-
-
 class RawEmbedding(nn.Module):
     """An Embedding without its normalisation: images to [N, size]."""
 
@@ -207,24 +64,72 @@ class RawEmbedding(nn.Module):
         return self.embedding.raw(x)
 
 
-RAW_OUTPUTS: dict[type[nn.Module], tuple[str, ...]] = {
-    SSD: ("boxes", "scores"),
-    MultiLabel: ("logits",),
-    RawEmbedding: ("embedding",),
+@dataclass(frozen=True, slots=True)
+class Headed:
+    """A head on a backbone: the names of its outputs, its usual resolution, and how it is put on.
+
+    `make` takes the backbone's module, its name and alpha.
+    """
+
+    backbone: str
+    outputs: tuple[str, ...]
+    resolution: int
+    make: Callable[[MobileNet, str, float], nn.Module]
+
+
+ATTRIBUTES, EMBEDDED = 40, 128  # labels of face attributes; components of a face embedding
+SSD_CLASSES, SSDLITE_CLASSES = 91, 81  # of COCO with the background, as V1's and V2's papers count
+
+
+def attributes(backbone: MobileNet, name: str, alpha: float) -> MultiLabel:
+    """Face attributes on `backbone`."""
+    return MultiLabel(backbone, last_width(backbone), ATTRIBUTES)
+
+
+def embedding(backbone: MobileNet, name: str, alpha: float) -> RawEmbedding:
+    """A face embedding on `backbone`, before its normalisation."""
+    return RawEmbedding(Embedding(backbone, last_width(backbone), EMBEDDED))
+
+
+def proposer(backbone: MobileNet, name: str, alpha: float) -> Proposer:
+    """First stage of Faster-RCNN on `backbone`."""
+    return Proposer(backbone, RPN_CUTS[name])
+
+
+def _detector(kind: str, classes: int, backbone: MobileNet, name: str, alpha: float) -> nn.Module:
+    return detector(kind, name, backbone, classes, alpha)
+
+
+_SSD = ("boxes", "scores"), 300, partial(_detector, "ssd", SSD_CLASSES)
+_SSDLITE = ("boxes", "scores"), 320, partial(_detector, "ssdlite", SSDLITE_CLASSES)
+_FAMILIES = ("v1", "v2", "v3_small", "v3_large")
+_NARROWED = {"v2": "v2_narrow"}  # in a detector alpha narrows the last convolution too
+
+HEADED: dict[str, Headed] = {
+    **{f"{name}_ssd": Headed(_NARROWED.get(name, name), *_SSD) for name in _FAMILIES},
+    **{f"{name}_ssdlite": Headed(_NARROWED.get(name, name), *_SSDLITE) for name in _FAMILIES},
+    **{f"{name}_ssdlite": Headed(name, *_SSDLITE) for name in ("v3_small_halved", "v3_large_halved")},
+    "v1_rpn": Headed("v1", ("boxes", "objectness", "features"), 300, proposer),
+    **{f"{name}_attributes": Headed(name, ("logits",), 224, attributes) for name in _FAMILIES},
+    **{f"{name}_embedding": Headed(name, ("embedding",), 160, embedding) for name in _FAMILIES},
 }
-"""Names of the outputs that an exported head has, in order."""
+"""Networks with a head by name, for example `v2_ssdlite`; they are exported with untrained weights."""
+
+
+def backbone_of(name: str) -> str:
+    """The name that the registry knows: the backbone of a headed network, else `name` itself."""
+    return HEADED[name].backbone if name in HEADED else name
+
+
+def build_headed(name: str, alpha: float = 1.0, padding: str = "tf") -> nn.Module:
+    """The module of a name of HEADED: float32 NCHW images in, its raw outputs out.
+
+    AlpharhoError as `models.build`.
+    """
+    head = HEADED[name]
+    return head.make(registry.build(head.backbone, alpha, padding=padding), head.backbone, alpha)
 
 
 def last_width(backbone: MobileNet) -> int:
     """Channels of the backbone's last map."""
-    return _width(backbone, Tap(len(backbone.features) - 1))
-
-
-def _width(backbone: MobileNet, tap: Tap) -> int:
-    row = backbone.features[tap.row]
-    inside = row.get_submodule(tap.inside) if tap.inside else row
-    return [part for part in inside.modules() if isinstance(part, nn.Conv2d)][-1].out_channels
-
-
-def _first_conv(backbone: MobileNet) -> nn.Conv2d:
-    return next(part for part in backbone.modules() if isinstance(part, nn.Conv2d))
+    return int(traced(backbone.features).shape[1])

@@ -70,6 +70,7 @@ class Table:
     places: Activations
     activation: str = "shift_max"
     copies: int = 2  # J of Shift-Max
+    rectified: bool = False  # whether a ReLU follows where K = 1, as long as the place is not a squeeze's
     depthwise: str = "factorised"
     pointwise: str = "factorised"
     lite: str = "low"
@@ -199,7 +200,7 @@ def _lite(table: Table, row: Micro, c_in: int, channels: int, squeeze_groups: in
         factors=LITE_FACTORS,
         squeeze_groups=squeeze_groups,
         wide=_place(table, sums, expanded, c_in, 8 * row.reduction) or Clamp(),
-        narrow=_place(table, table.places.narrow, channels, squeeze_groups, 4 * row.reduction) or Linear(),
+        narrow=_narrow(table, channels, squeeze_groups, 4 * row.reduction),
     )
 
 
@@ -217,14 +218,19 @@ def _regular(table: Table, row: Micro, c_in: int, channels: int, groups: tuple[i
         factorised=DEPTHWISE[table.depthwise],
         first=_place(table, places.first, expanded, before, 8 * row.reduction) or Clamp(),
         wide=_place(table, places.wide, expanded, expanded // before, 8 * row.reduction) or Clamp(),
-        narrow=_place(table, places.narrow, channels, squeeze_groups, reduction * row.reduction) or Linear(),
+        narrow=_narrow(table, channels, squeeze_groups, reduction * row.reduction),
     )
 
 
 def _last(table: Table, c_in: int, groups: int) -> LastRow:
     channels = c_in * table.expansion
-    act = _place(table, table.places.narrow, channels, groups, 8 * LAST_REDUCTION)
-    return LastRow(channels=channels, groups=groups, act=act or Linear())
+    return LastRow(channels=channels, groups=groups, act=_narrow(table, channels, groups, 8 * LAST_REDUCTION))
+
+
+def _narrow(table: Table, channels: int, groups: int, reduction: int) -> Place:
+    """What follows a squeeze or the last expansion: linear, or a Shift-Max that is never rectified."""
+    linear = replace(table, rectified=False)
+    return _place(linear, table.places.narrow, channels, groups, reduction) or Linear()
 
 
 def _place(table: Table, sums: int, channels: int, groups: int, reduction: int) -> Place | None:
@@ -236,7 +242,8 @@ def _place(table: Table, sums: int, channels: int, groups: int, reduction: int) 
     initial = tuple((*row, *[0.0] * copies)[:copies] for row in rows)
     dynamic = table.activation != "static_shift_max"
     squeezed = squeezed_width(channels, reduction) if dynamic else 0
-    return ShiftMax(groups=groups, squeezed=squeezed, initial=initial)
+    rectified = sums == 1 and table.rectified
+    return ShiftMax(groups=groups, squeezed=squeezed, initial=initial, rectified=rectified)
 
 
 def _placed(first: int, wide: int, narrow: int, copies: int = 2) -> Table:
@@ -260,7 +267,8 @@ ABLATIONS: dict[str, Table] = {
     "after_depthwise_and_squeeze": _placed(0, 2, 1),
     "after_depthwise_and_expand": _placed(2, 2, 0),
     "after_squeeze_and_expand": _placed(2, 0, 1),
-    "j2_k1": _placed(1, 1, 1),
+    "se_relu": replace(_placed(1, 1, 1, copies=1), rectified=True),
+    "j2_k1": replace(_placed(1, 1, 1), rectified=True),
     "j2_k3": _placed(3, 3, 1),
     "j3_k2": _placed(2, 2, 1, copies=3),
     "j3_k3": _placed(3, 3, 1, copies=3),

@@ -24,12 +24,14 @@ class ShiftMax:
 
     `initial[k][j]` is the coefficient that an untrained layer gives the j-th copy in the k-th sum. J = 1 is
     dynamic ReLU, J = K = 1 squeeze-and-excite. `squeezed` is the inner width of the coefficients' generator;
-    0 means none: static Shift-Max, whose coefficients are trained.
+    0 means none: static Shift-Max, whose coefficients are trained. `rectified`: a ReLU
+    follows, as in the ablations of K = 1.
     """
 
     groups: int
     squeezed: int
     initial: tuple[tuple[float, ...], ...]
+    rectified: bool = False
 
     @property
     def sums(self) -> int:
@@ -151,7 +153,8 @@ class ShiftMaxLayer(nn.Module):
             reduce(torch.add, (weights[:, k, j] * copy for j, copy in enumerate(copies)))
             for k in range(spec.sums)
         )
-        return reduce(torch.maximum, sums)
+        made = reduce(torch.maximum, sums)
+        return F.relu(made) if spec.rectified else made
 
 
 class DynamicShiftMax(ShiftMaxLayer):

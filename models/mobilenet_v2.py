@@ -33,8 +33,11 @@ STAGES = (                 # output at resolution 224, after a 112x112 stem
 # fmt: on
 
 
-def network(alpha: float) -> Network:
-    """Table 2 at width alpha; the last convolution widens above alpha 1 but never narrows (section 4)."""
+def network(alpha: float, least_last: float = 1.0) -> Network:
+    """Table 2 at width alpha; the last convolution widens above alpha 1 but never narrows (section 4).
+
+    `least_last` is the alpha below which it does not: 0 narrows it with the rest, as for detection.
+    """
     channels = make_divisible(STEM_CHANNELS * alpha)
     rows: list[Row] = [ConvRow(channels, 3, 2, nn.ReLU6)]
     for stage in STAGES:
@@ -49,5 +52,5 @@ def network(alpha: float) -> Network:
             )
             rows.append(row)
             channels = row.channels
-    rows.append(ConvRow(make_divisible(LAST_CHANNELS * max(alpha, 1.0)), 1, 1, nn.ReLU6))
+    rows.append(ConvRow(make_divisible(LAST_CHANNELS * max(alpha, least_last)), 1, 1, nn.ReLU6))
     return Network(rows=tuple(rows), hidden=None, dropout=0.2, norm_eps=1e-5, norm_momentum=0.1)

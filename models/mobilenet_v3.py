@@ -76,6 +76,15 @@ def minimalistic(table: Table) -> Table:
     return table._replace(stem_act=RE, bnecks=bnecks, head_act=RE)
 
 
+def halved(table: Table) -> Table:
+    """Half the channels after the last map of stride 16, whose expansion is kept (section 6.3)."""
+    first = max(i for i, row in enumerate(table.bnecks) if row.stride == 2)
+    kept, (last_stage, *rest) = table.bnecks[:first], table.bnecks[first:]
+    narrow = [row._replace(expanded=row.expanded // 2, channels=row.channels // 2) for row in rest]
+    bnecks = (*kept, last_stage._replace(channels=last_stage.channels // 2), *narrow)
+    return table._replace(bnecks=bnecks, last=table.last // 2)
+
+
 def network(alpha: float, table: Table) -> Network:
     """`table` at width alpha; the hidden layer widens above alpha 1, as the authors do, but never narrows."""
     stem = ConvRow(make_divisible(STEM_CHANNELS * alpha), 3, 2, table.stem_act)

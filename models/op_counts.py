@@ -21,10 +21,9 @@ from models.blocks import (
 )
 from models.cost import network_cost
 from models.deploy import LoweredShiftMax, deployed
+from models.layer_table import Average, Layer, Parallel, TableRow
 from models.micronet_blocks import LiteRow, MicroStem, NormedHidden, RegularRow, ShiftMax
 from models.registry import network
-
-MOST_JOINED = 5  # operands of a CONCATENATION that the delegate takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,7 @@ def op_counts(name: str, alpha: float = 1.0) -> OpCounts:
     shortcuts = [isinstance(row, with_shortcut) and has_shortcut(c_in, row) for c_in, row in blocks]
     return OpCounts(
         dense_convs=kinds["stem"] + kinds["pointwise"],
-        depthwise_convs=kinds["depthwise"],
+        depthwise_convs=kinds["depthwise"] + sum(_averages(row.layers) for row in _table_rows(net)),
         residual_adds=sum(shortcuts),
         squeeze_excites=kinds["squeeze_excite"] // 2,
         hard_swishes=sum(act is nn.Hardswish for act in _activations(net)),
@@ -63,13 +62,23 @@ def op_counts(name: str, alpha: float = 1.0) -> OpCounts:
     )
 
 
+def _table_rows(net: Network) -> Iterator[TableRow]:
+    yield from (row for row in net.rows if isinstance(row, TableRow))
+
+
+def _averages(table: tuple[Layer, ...]) -> int:
+    """Poolings by mean, each a depthwise convolution of constants."""
+    inner = (branch for layer in table if isinstance(layer, Parallel) for branch in layer.branches)
+    return sum(isinstance(layer, Average) for layer in table) + sum(map(_averages, inner))
+
+
 def deployed_ops(name: str, alpha: float = 1.0) -> dict[str, int]:
     """What an exported network has beside its `op_counts`, by TFLite's names; nothing but for a MicroNet.
 
     Each Shift-Max has KJ coefficients, which a generator of a mean and KJ + 1 convolutions makes and KJ
-    depthwise ones scale, and the sums of equation 4, whose maximum adds a rectified difference. How many
-    convolutions and slices make the shifted maps is for `models.deploy` to choose. AlpharhoError as
-    `cost.cost_of`.
+    depthwise ones scale unless they are constants, and the sums of equation 4, whose maximum adds a rectified
+    difference. How many convolutions and slices make the shifted maps is for `models.deploy` to choose;
+    `joined_parts` says which slices are joined. AlpharhoError as `cost.cost_of`.
     """
     net = network(name, alpha)
     if not isinstance(net.rows[0], MicroStem):
@@ -77,7 +86,7 @@ def deployed_ops(name: str, alpha: float = 1.0) -> dict[str, int]:
     ops = Counter[str]()
     for place in _shift_maxes(net):
         dynamic = place.squeezed > 0
-        ops.update(MUL=place.sums * place.copies, MEAN=int(dynamic))
+        ops.update(MEAN=int(dynamic))
         ops.update(ADD=place.sums * (place.copies - 1) + place.sums - 1)
         ops.update(SUB=dynamic * place.copies * (place.sums > 1) + max(place.sums - 2, 0))
     made, counts = deployed(MobileNet(net, 1, "tf", 0.0)), op_counts(name, alpha)
@@ -85,17 +94,23 @@ def deployed_ops(name: str, alpha: float = 1.0) -> dict[str, int]:
     depthwise = sum(conv.groups == conv.in_channels > 1 for conv in convs)
     ops.update(CONV_2D=len(convs) - depthwise - counts.dense_convs)
     ops.update(DEPTHWISE_CONV_2D=depthwise - counts.depthwise_convs)
-    pieces = [each for part in made.modules() if isinstance(part, LoweredShiftMax) for each in part.pieces]
-    ops.update(SLICE=sum(map(len, pieces)), CONCATENATION=sum(_joins(len(each)) for each in pieces))
+    for part in _lowered(made):
+        ops.update(MUL=part.spec.sums * part.spec.copies)
+        ops.update(SLICE=len({piece for pieces in part.pieces for piece in pieces}))
     return {op: count for op, count in ops.items() if count}
 
 
-def _joins(parts: int) -> int:
-    """How many CONCATENATIONs join so many parts."""
-    if parts <= MOST_JOINED:
-        return 1
-    full, rest = divmod(parts, MOST_JOINED)
-    return full + (rest > 1) + _joins(full + (rest > 0))
+def joined_parts(name: str, alpha: float = 1.0) -> tuple[int, ...]:
+    """Of how many slices each shifted map of an exported network consists; AlpharhoError as `cost_of`."""
+    net = network(name, alpha)
+    if not isinstance(net.rows[0], MicroStem):
+        return ()
+    lowered = _lowered(deployed(MobileNet(net, 1, "tf", 0.0)))
+    return tuple(len(pieces) for part in lowered for pieces in part.pieces)
+
+
+def _lowered(made: nn.Module) -> list[LoweredShiftMax]:
+    return [part for part in made.modules() if isinstance(part, LoweredShiftMax)]
 
 
 def _shift_maxes(net: Network) -> Iterator[ShiftMax]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from models import comparators, factorised, micronet, mobilenet_v1, mobilenet_v2, mobilenet_v3
+from models import (
+    comparators,
+    factorised,
+    micronet,
+    mnasnet,
+    mobilenet_v1,
+    mobilenet_v2,
+    mobilenet_v3,
+)
 from models.blocks import PADDINGS, MobileNet, Network, module_of
 from pipeline.artifacts import AlpharhoError
 
@@ -33,12 +41,18 @@ MODELS: dict[str, Callable[[float], Network]] = {
 
 VARIANTS: dict[str, Callable[[float], Network]] = {
     **comparators.COMPARATORS,
+    "mnasnet_a1": partial(mnasnet.network, table=mnasnet.A1),
+    "mnasnet_a1_narrow": partial(mnasnet.network, table=mnasnet.A1, least_last=0.0),
+    "mnasnet_small": partial(mnasnet.network, table=mnasnet.SMALL),
+    "v2_narrow": partial(mobilenet_v2.network, least_last=0.0),
+    "v3_small_halved": partial(mobilenet_v3.network, table=mobilenet_v3.halved(mobilenet_v3.SMALL)),
+    "v3_large_halved": partial(mobilenet_v3.network, table=mobilenet_v3.halved(mobilenet_v3.LARGE)),
     **{
         f"micronet_m2_{name}": partial(micronet.network, table=table)
         for name, table in micronet.ABLATIONS.items()
     },
 }
-"""What V1's paper compares with, and MicroNet M2 with one thing changed."""
+"""What the papers compare with, V3 narrowed for detection, and MicroNet M2 with one thing changed."""
 
 _NETWORKS = {**MODELS, **VARIANTS}
 NAMES = tuple(_NETWORKS)

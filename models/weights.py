@@ -163,7 +163,9 @@ def _check_is_file(path: Path) -> None:
 
 
 def _damaged(path: Path, error: BaseException) -> AlpharhoError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+    if isinstance(error, UnpicklingError):  # whose text advises to run what is in the file
+        reason = "code, such as that of a whole module, which is never run, or no pickle"
     return AlpharhoError(
         f"{path} is damaged or holds more than tensors ({reason[:160]}); get it again or save a state_dict"
     )

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-import models
 from device_bench.device import BenchSpec, Device, DeviceError, Measurement, connect, default_spec, save
 from device_bench.measure import measure
+from models import HEADED
 from pipeline.artifacts import AlpharhoError, UsageError, sha256_of
 from pipeline.results import Result, load_result, path_of
 from pipeline.summary import aligned
-from pipeline.untrained import file_of
-from pipeline.variant import BUILD, IMAGENET_RESOLUTION, PRECISIONS, Variant
+from pipeline.untrained import NAMES, base_resolution, file_of
+from pipeline.variant import BUILD, PRECISIONS, Variant
 
 SPEC_OPTIONS: Mapping[str, tuple[type, str]] = {  # fields of BenchSpec
     "threads": (int, "of the runtime (1)"),
@@ -56,11 +56,11 @@ def measure_point(device: str, spec: BenchSpec, build: Path = BUILD) -> Callable
 def files_of(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
     """The .tflite files that were asked for, and where the result of each is kept."""
     targets: list[str] = arguments.targets
-    named = [target for target in targets if target in models.NAMES]
+    named = [target for target in targets if target in NAMES]
     if named and len(targets) > 1:
         raise UsageError(f"give one model or some .tflite files, not {' '.join(targets)}")
     if named:
-        variant = Variant.of(named[0], arguments.alpha, arguments.rho, IMAGENET_RESOLUTION)
+        variant = Variant.of(named[0], arguments.alpha, arguments.rho, base_resolution(named[0]))
         return [
             (file_of(variant, precision, BUILD), path_of(BUILD, arguments.device, variant, precision))
             for precision in PRECISIONS
@@ -76,7 +76,7 @@ def files_of(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
 def _existing(target: str) -> Path:
     path = Path(target)
     if path.suffix != ".tflite" or not path.is_file():
-        known = ", ".join(models.NAMES)
+        known = ", ".join(NAMES)
         raise AlpharhoError(f"{target}: neither a model ({known}) nor an existing .tflite file")
     return path
 
@@ -105,7 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "targets",
         nargs="+",
         metavar="MODEL|FILE.tflite",
-        help="a model, measured in three precisions with untrained weights at 224 rho; or files, interleaved",
+        help="a model, measured in three precisions with untrained weights at 224 rho, one with a head "
+        f"({', '.join(HEADED)}) at its paper's resolution times rho; or files, interleaved",
     )
     parser.add_argument("--alpha", type=float, default=1.0, help="width multiplier (%(default)s)")
     parser.add_argument("--rho", type=float, default=1.0, help="resolution multiplier (%(default)s)")

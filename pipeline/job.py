@@ -36,10 +36,10 @@ from export.to_onnx import to_onnx
 from models.checkpoints import SOURCES
 from models.cost import cost_of
 from models.normalisation import fold_normalisation
-from models.op_counts import deployed_ops, op_counts
 from models.weights import Checkpoint, fill, read_card, read_checkpoint
 from pipeline import imagenet, manifest
 from pipeline.artifacts import AlpharhoError, locked, sha256_of, write_bytes, write_text
+from pipeline.budget import op_budget
 from pipeline.convert import (
     CALIBRATION_IMAGES,
     Calibration,
@@ -127,6 +127,7 @@ def export(request: Request, say: Callable[[str], None]) -> Manifest:
 def prepare(request: Request) -> Source:
     """Open the data set, build the network and load its weights; AlpharhoError for whatever does not fit."""
     recipe_named(request.recipe)
+    _refuse_headed(request.model)
     if request.calibration_images < 1:
         raise AlpharhoError(
             f"{request.calibration_images} calibration images; choose at least 1, 200 or more are good"
@@ -142,6 +143,16 @@ def prepare(request: Request) -> Source:
     normalisation = checkpoint.source.normalisation
     fold_normalisation(module, normalisation.mean, normalisation.std)
     return Source(variant, dataset, module.eval(), _provenance(request, checkpoint, dataset))
+
+
+def _refuse_headed(model: str) -> None:
+    """AlpharhoError for a network with a head, which this project builds and measures but does not train."""
+    if model in models.HEADED:
+        raise AlpharhoError(
+            f"{model} has a head that is not trained here, so there are no weights to export; "
+            f"'python -m pipeline bench {model}' writes and measures its files with untrained ones, "
+            "and 'python -m pipeline convert' takes an ONNX file of one that you have trained"
+        )
 
 
 def _images(request: Request, checkpoint: Checkpoint | None) -> Dataset:
@@ -199,25 +210,6 @@ def calibration_images(split: Split, count: int, resolution: int, seed: int) -> 
     return normalise(split.take(chosen, resolution)[0])
 
 
-def op_budget(variant: Variant, padding: str) -> dict[str, int]:
-    """How often each operator must occur in any exported file of the variant, from the model's table."""
-    expected = op_counts(variant.model, variant.alpha)
-    budget = {
-        "CONV_2D": expected.dense_convs + 2 * expected.squeeze_excites,
-        "DEPTHWISE_CONV_2D": expected.depthwise_convs,
-        "FULLY_CONNECTED": expected.fully_connected,
-        "ADD": expected.residual_adds,
-        "MUL": expected.squeeze_excites,
-        "MEAN": expected.squeeze_excites + 1,
-        "HARD_SWISH": expected.hard_swishes,
-        "TRANSPOSE": 0,
-        "RESHAPE": 0,
-    }
-    for op, count in deployed_ops(variant.model, variant.alpha).items():
-        budget[op] = budget.get(op, 0) + count
-    return {**budget, "PAD": 0} if padding == "tf" else budget
-
-
 class _Job:
     def __init__(self, request: Request, source: Source, out: Path, say: Callable[[str], None]) -> None:
         self.request, self.source, self.out, self.say = request, source, out, say
@@ -263,7 +255,10 @@ class _Job:
         write_bytes(path, converted.content)
         self.record.reports[precision] = converted.report
         self.record.artifacts[precision] = Artifact.of(path, started)
-        check_op_budget(converted.graph.op_counts(), self.budget, path)
+        added = converted.report.get("added_operators", {})
+        assert isinstance(added, dict)
+        budget = {op: count + added.get(op, 0) for op, count in self.budget.items()}
+        check_op_budget(converted.graph.op_counts(), budget, path)
         self.record.delegate[precision] = audit_delegate(path)
         check_delegate(self.record.delegate[precision], path)
         self._evaluate(precision, load_tflite_predictor(path, normalise))

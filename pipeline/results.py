@@ -16,6 +16,7 @@ from statistics import median
 from typing import NamedTuple
 from urllib.parse import quote
 
+import models
 from device_bench.curves import Curve, GridPoint, Size, Unit
 from device_bench.device import Measurement, load
 from device_bench.records import read_json
@@ -269,8 +270,8 @@ def _classes(measurement: Measurement, joined: Manifest | None) -> int:
 def _size(
     variant: Variant | None, measurement: Measurement, num_classes: int
 ) -> tuple[Size | None, tuple[str, ...]]:
-    if variant is None:
-        return None, ("cost not known: the name is not that of a variant",)
+    if variant is None or variant.model not in models.NAMES:
+        return None, ("cost not known: the name is not that of a classifier's variant",)
     shapes = [tensor.shape for tensor in measurement.model.inputs]
     if shapes and shapes[0][1:3] != (variant.resolution, variant.resolution):
         return None, (f"cost not known: named {variant.resolution}, but ran at {shapes[0]}",)

@@ -29,13 +29,14 @@ from pipeline.artifacts import AlpharhoError, sha256_of, write_bytes
 from pipeline.convert import Calibration, convert_graph
 from pipeline.untrained import file_of
 from pipeline.variant import BUILD, IMAGENET_CLASSES, PRECISIONS, Variant
+from quantize.float16 import FLOAT16_METADATA, to_float16
 from quantize.int8 import Io
 from quantize.recipes import RECIPES
 
 COUNTS = Path("docs") / "instructions.json"
 DEVICE = "emulated:cortex-a76"
 SPEC = BenchSpec(processes=1, timeout_s=900)
-SHOWN = ("float32", "int8")  # of parts of networks and of single layers
+SHOWN = ("float32", "int8")  # of forms of V1 and of single layers
 
 FORMS = ("v1", "v1_flattened", "v1_low_rank")
 FORM_POINTS = ((0.25, 128), (0.5, 160))
@@ -142,11 +143,11 @@ def group_conv(conv: GroupConv, groups: int) -> Graph:
 def files(folder: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
     """Name and maker of every file that is counted."""
     forms = [Variant(form, *point) for point in FORM_POINTS for form in FORMS]
-    wanted = [*product((*forms, WHOLE), SHOWN), *product(SMALL, PRECISIONS)]
+    wanted = [*product(forms, SHOWN), *product((WHOLE, *SMALL), PRECISIONS)]
     for variant, precision in wanted:
         yield f"{variant.name}.{precision}", partial(file_of, variant, precision, BUILD)
     for variant, kinds in TAKEN_APART.items():
-        for kind, precision in product(kinds, SHOWN):
+        for kind, precision in product(kinds, PRECISIONS):
             name = f"{variant.name}/{kind}.{precision}"
             yield name, partial(_part_file, folder / f"{name}.tflite", variant, precision, kind)
     for conv, precision in product(GROUPED, SHOWN):
@@ -157,7 +158,7 @@ def files(folder: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
 
 @cache
 def _graph_of(variant: Variant, precision: str) -> Graph:
-    """The variant's graph in a precision; its instructions do not depend on weights and images."""
+    """The variant's graph before `_written`; its instructions do not depend on weights and images."""
     torch.manual_seed(0)
     module = models.deployed(models.build(variant.model, variant.alpha, IMAGENET_CLASSES).eval())
     graph = run_passes(read_onnx(to_onnx(module, variant.resolution)), FLOAT_PASSES)
@@ -165,20 +166,29 @@ def _graph_of(variant: Variant, precision: str) -> Graph:
 
 
 def _converted(graph: Graph, precision: str) -> Graph:
+    if precision != "int8":
+        return graph
     shape = graph.tensors[graph.inputs[0]].shape
     image = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     return convert_graph(precision, graph, Calibration([image], RECIPES["int8_min_max"], Io())).graph
 
 
+def _written(graph: Graph, precision: str) -> bytes:
+    """The file of a part: half precision is put on last, since it wraps weights in operators."""
+    if precision == "float16":
+        return write_tflite(to_float16(graph), FLOAT16_METADATA)
+    return write_tflite(graph)
+
+
 def _part_file(path: Path, variant: Variant, precision: str, kind: str) -> Path:
-    write_bytes(path, write_tflite(part(_graph_of(variant, precision), kind)))
+    write_bytes(path, _written(part(_graph_of(variant, precision), kind), precision))
     return path
 
 
 def _conv_file(path: Path, conv: GroupConv, groups: int, precision: str) -> Path:
     """The convolution alone: its input and output are not converted."""
     made = _converted(group_conv(conv, groups), precision)
-    write_bytes(path, write_tflite(part(made, "pointwise")))
+    write_bytes(path, _written(part(made, "pointwise"), precision))
     return path
 
 

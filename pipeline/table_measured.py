@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 from models.cost import cost_of
+from pipeline.markdown import markdown_table
 from pipeline.table_counts import (
     FORM_POINTS,
     FORMS,
@@ -28,20 +30,13 @@ HEADINGS = {
 }
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table whose first and last columns are text, the others numbers."""
-    rule = ["---", *("---:" for _ in head[2:]), "---"]
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
-
-
 def measured_sections(counts: Counts) -> Iterator[str]:
     """Every section that rests on counts, in the page's order; without those that are not counted yet."""
     yield _shares(counts)
     yield _forms(counts)
     yield _micronets(counts)
-    if all(
-        f"{MICRO.name}/{kind}.{precision}" in counts for kind in TAKEN_APART[MICRO] for precision in SHOWN
-    ):
+    names = product(TAKEN_APART[MICRO], PRECISIONS)
+    if all(f"{MICRO.name}/{kind}.{precision}" in counts for kind, precision in names):
         yield _taken_apart(counts)
     yield _grouped(counts)
 
@@ -53,32 +48,37 @@ def _shares(counts: Counts) -> str:
     kinds = {"pointwise": "pointwise", "depthwise": "depthwise", "other_convolutions": "stem"}
     rows = []
     for kind, name in kinds.items():
-        cells = [_share(counts, WHOLE, kind, precision) for precision in SHOWN]
+        cells = [_share(counts, WHOLE, kind, precision) for precision in PRECISIONS]
         rows.append((HEADINGS[kind], f"{100 * macs[name] / cost.macs:.2f}", *cells, ""))
-    cells = [_share(counts, WHOLE, "rest", precision) for precision in SHOWN]
+    cells = [_share(counts, WHOLE, "rest", precision) for precision in PRECISIONS]
     rows.append(("classifier, mean, doors", f"{100 * macs['classifier'] / cost.macs:.2f}", *cells, ""))
     text = (
         "The paper says that the network spends 95 % of its Mult-Adds in 1x1 convolutions; on a core they "
         "take a smaller share, because a depthwise convolution does fewer Mult-Adds per instruction. Each "
         "kind of operator was cut out of the exported graph with its shapes and weights into a file of its "
-        f"own and counted; the parts sum to {_sum_of_parts(counts)} of the whole ({', '.join(SHOWN)})."
+        f"own and counted; the parts sum to {_sum_of_parts(counts, WHOLE)} of the whole "
+        f"({', '.join(PRECISIONS)}): in float16 each of them converts its maps from and to float32. Shares "
+        "are of the sum of the parts."
     )
-    head = ("", "Mult-Adds %", *(f"instructions % {precision}" for precision in SHOWN), "")
-    return _section("V1 on a core: the share of 1x1 convolutions", text, markdown(head, rows))
+    head = ("", "Mult-Adds %", *(f"instructions % {precision}" for precision in PRECISIONS), "")
+    return _section("V1 on a core: the share of 1x1 convolutions", text, head, rows)
 
 
 def _share(counts: Counts, variant: Variant, kind: str, precision: str) -> str:
-    part, whole = counts.get(f"{variant.name}/{kind}.{precision}"), counts.get(f"{variant.name}.{precision}")
-    return f"{100 * part / whole:.1f}" if part and whole else ""
+    """Of the sum of the variant's parts, in percent."""
+    found = counts.get(f"{variant.name}/{kind}.{precision}")
+    return f"{100 * found / _parts(counts, variant, precision):.1f}" if found else ""
 
 
-def _sum_of_parts(counts: Counts) -> str:
-    shares = []
-    for precision in SHOWN:
-        names = [f"{WHOLE.name}/{kind}.{precision}" for kind in TAKEN_APART[WHOLE]]
-        whole = counts.get(f"{WHOLE.name}.{precision}", 0)
-        shares.append(100 * sum(counts.get(name, 0) for name in names) / max(whole, 1))
-    return " and ".join(f"{share:.1f} %" for share in shares)
+def _parts(counts: Counts, variant: Variant, precision: str) -> int:
+    return sum(counts.get(f"{variant.name}/{kind}.{precision}", 0) for kind in TAKEN_APART[variant])
+
+
+def _sum_of_parts(counts: Counts, variant: Variant) -> str:
+    """In percent of the whole, a figure a precision."""
+    wholes = {precision: counts.get(f"{variant.name}.{precision}", 0) for precision in PRECISIONS}
+    shares = [100 * _parts(counts, variant, name) / max(whole, 1) for name, whole in wholes.items()]
+    return " / ".join(f"{share:.1f} %" for share in shares)
 
 
 def _forms(counts: Counts) -> str:
@@ -104,7 +104,7 @@ def _forms(counts: Counts) -> str:
         *(cell for name in SHOWN for cell in (f"{name} M instructions", "of v1")),
         "",
     )
-    return _section("V1 flattened and of low rank", text, markdown(head, rows))
+    return _section("V1 flattened and of low rank", text, head, rows)
 
 
 def _against(counts: Counts, variant: Variant, base: Variant, precision: str) -> tuple[str, str]:
@@ -140,20 +140,31 @@ def _micronets(counts: Counts) -> str:
         "int8 per Mult-Add",
         "",
     )
-    return _section("MicroNet on a core", text, markdown(head, rows))
+    return _section("MicroNet on a core", text, head, rows)
 
 
 def _taken_apart(counts: Counts) -> str:
     rows = []
     for kind in TAKEN_APART[MICRO]:
-        found = [counts.get(f"{MICRO.name}/{kind}.{precision}") for precision in SHOWN]
-        shares = [_share(counts, MICRO, kind, precision) for precision in SHOWN]
+        found = [counts.get(f"{MICRO.name}/{kind}.{precision}") for precision in PRECISIONS]
+        shares = [_share(counts, MICRO, kind, precision) for precision in PRECISIONS]
         cells = [f"{each / MILLION:.2f}" if each else "" for each in found]
         rows.append(
             (HEADINGS[kind], *(cell for pair in zip(cells, shares, strict=True) for cell in pair), "")
         )
-    head = ("", *(cell for name in SHOWN for cell in (f"{name} M instructions", "%")), "")
-    return _section(f"Where {MICRO.name} spends them", "", markdown(head, rows))
+    head = ("", *(cell for name in PRECISIONS for cell in (f"{name} M instructions", "%")), "")
+    cost = cost_of(MICRO.model, MICRO.alpha, MICRO.resolution)
+    pointwise = 100 * cost.macs_by_kind()["pointwise"] / cost.macs
+    text = (
+        f"Parts as above; they sum to {_sum_of_parts(counts, MICRO)} of the whole ({', '.join(PRECISIONS)}). "
+        f"The 1x1 convolutions have {pointwise:.0f} % of the Mult-Adds and {_shares_of(counts, 'pointwise')} "
+        f"of the instructions; what a Shift-Max does with maps has {_shares_of(counts, 'element_wise')}."
+    )
+    return _section(f"Where {MICRO.name} spends them", text, head, rows)
+
+
+def _shares_of(counts: Counts, kind: str) -> str:
+    return " / ".join(f"{_share(counts, MICRO, kind, precision)} %" for precision in PRECISIONS)
 
 
 def _grouped(counts: Counts) -> str:
@@ -174,7 +185,9 @@ def _grouped(counts: Counts) -> str:
         "The two shuffled halves of a Micro-Factorized pointwise convolution cannot both keep their groups "
         "without a shuffle between them. The export keeps the groups of the expansion, which has more "
         "outputs per group and more to gain, where a group has 16 outputs or more, and makes squeezes dense. "
-        "Of M2 that saves 13 % in float32 and 2 % in int8. Thousands of instructions:"
+        "At alpha 1 that is every expansion of M0 to M3. Dense everything takes 8 / 8 / 16 / 25 % more "
+        "instructions in float32 (M0 / M1 / M2 / M3), 6 / 7 / 14 / 24 % in float16, 1 / 1 / 2 / 7 % in int8. "
+        "Thousands of instructions:"
     )
     head = (
         "",
@@ -182,8 +195,9 @@ def _grouped(counts: Counts) -> str:
         *(cell for name in SHOWN for cell in (f"{name} dense", "grouped", "ratio")),
         "",
     )
-    return _section("MicroNet's group convolutions, grouped or dense", text, markdown(head, rows))
+    return _section("MicroNet's group convolutions, grouped or dense", text, head, rows)
 
 
-def _section(title: str, text: str, table: Sequence[str]) -> str:
-    return "\n".join((f"## {title}", "", *([text, ""] if text else []), *table))
+def _section(title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    table = markdown_table(head, rows, text_columns=(0, -1))
+    return "\n".join((f"## {title}", "", *([text, ""] if text else []), table))

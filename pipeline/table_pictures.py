@@ -21,10 +21,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 FAMILIES: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "V1": ("v1", (0.25, 0.5, 0.75, 1.0)),
     "V2": ("v2", (0.35, 0.5, 0.75, 1.0, 1.4)),
-    "V3-Large": ("v3_large", (0.35, 0.5, 0.75, 1.0, 1.25)),
+    "V3-Large": ("v3_large", (0.5, 0.75, 1.0, 1.25)),
     "V3-Small": ("v3_small", (0.35, 0.5, 0.75, 1.0, 1.25)),
 }
-NOTES = {"v1": -6, "v2": 6, "v3_large": 6, "v3_small": -6}  # points to the right of a mark, or to the left
+NOTES = {"v1": (-6, 3), "v2": (-6, -1), "v3_large": (-6, 4), "v3_small": (5, -6)}
+"""Where a point's alpha is written: points to the right of its mark, and up."""
+
 MICRONETS = tuple(f"micronet_m{size}" for size in range(4))
 COMPARED = {"alexnet": "AlexNet", "squeezenet": "SqueezeNet", "googlenet": "GoogLeNet", "vgg16": "VGG 16"}
 REDUCTION = 6  # R of M1 to M3
@@ -43,17 +45,18 @@ def cost_picture() -> Figure:
     points = [(cost.params / MILLION, cost.macs / MILLION) for cost in costs]
     _line(axes, points, "MicroNet", len(FAMILIES))
     for name, point in zip(MICRONETS, points, strict=True):
-        _note(axes, name[-2:].upper(), point, 5)
+        _note(axes, name[-2:].upper(), point, (6, -3))
     others = {label: classifier(name) for name, label in COMPARED.items()}
     params = [count.params / MILLION for count in others.values()]
     axes.plot(
         params, [count.macs / MILLION for count in others.values()], "x", color=INK, label="compared with"
     )
     for label, count in others.items():
-        _note(axes, label, (count.params / MILLION, count.macs / MILLION), 7)
+        _note(axes, label, (count.params / MILLION, count.macs / MILLION), (-7, 1))
     axes.set(xscale="log", yscale="log", xlabel="parameters, millions", ylabel="Mult-Adds at 224, millions")
     _plain_numbers(axes, (0.5, 1, 2, 5, 10, 20, 50, 100), (5, 10, 20, 50, 100, 200, 500, 1000, 5000, 15000))
-    axes.legend(loc="upper left", frameon=False)
+    axes.set_xlim(0.3, 250)
+    axes.legend(loc="lower right", frameon=False)
     return figure
 
 
@@ -146,8 +149,8 @@ def _line(axes: Axes, points: list[tuple[float, float]], label: str, number: int
     )
 
 
-def _note(axes: Axes, text: str, point: tuple[float, float], gap: int) -> None:
-    side = "left" if gap > 0 else "right"
+def _note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[int, int]) -> None:
+    side = "left" if offset[0] > 0 else "right"
     axes.annotate(
-        text, point, (gap, 1), textcoords="offset points", fontsize=7, color="#555555", ha=side, va="center"
+        text, point, offset, textcoords="offset points", fontsize=7, color="#555555", ha=side, va="center"
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from models.cost import cost_of
 from pipeline.artifacts import write_bytes, write_text
+from pipeline.markdown import markdown_table
 from pipeline.table_counts import DEVICE, load_counts
-from pipeline.table_measured import Counts, markdown, measured_sections
+from pipeline.table_measured import Counts, measured_sections
 from pipeline.table_pictures import PICTURES, picture
 from pipeline.table_rows import MILLION, SECTIONS, Row, Section, layer
 
@@ -17,8 +18,8 @@ PAGE = Path("docs") / "tables.md"
 FOLDER = "tables"  # of the pictures, beside the page
 
 MISSING = (
-    "Inception, ShuffleNet, NasNet, VGG detectors and Faster-RCNN are not built, so their rows have no "
-    "count; the tables of accuracy are not repeated."
+    "Rows without a count say why. Tables of accuracy and of latency are not repeated, nor those of the "
+    "first version of MicroNet's paper (arXiv:2011.12289)."
 )
 
 
@@ -66,7 +67,8 @@ def _section(section: Section) -> str:
     head = ("", "Mult-Adds printed", "ours", "ratio", "params printed", "ours", "ratio", "")
     lines = [f"## {section.title}", ""]
     lines += [section.note, ""] if section.note else []
-    return "\n".join((*lines, *markdown(head, [_cells(row) for row in section.rows])))
+    table = markdown_table(head, [_cells(row) for row in section.rows], text_columns=(0, -1))
+    return "\n".join((*lines, table))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -98,7 +100,8 @@ def _shares() -> str:
         found = (100 * cost.macs_by_kind()[kind] / cost.macs, 100 * weights / cost.weight_params)
         rows.append((label, f"{macs:.2f}", f"{found[0]:.2f}", f"{params:.2f}", f"{found[1]:.2f}", note))
     head = ("", "Mult-Adds % printed", "ours", "params % printed", "ours", "")
-    return "\n".join(("## V1, Table 2: where the cost is", "", *markdown(head, rows)))
+    table = markdown_table(head, rows, text_columns=(0, -1))
+    return f"## V1, Table 2: where the cost is\n\n{table}"
 
 
 def _arithmetic() -> str:

@@ -12,16 +12,23 @@ from torch import nn
 import models
 from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import read_onnx
-from export.to_onnx import to_onnx
+from export.to_onnx import OUTPUTS, to_onnx
 from pipeline.artifacts import locked, write_bytes
 from pipeline.convert import Calibration, convert_graph
 from pipeline.data import normalise, open_fashion_mnist_sample
-from pipeline.variant import IMAGENET_CLASSES, PRECISIONS, Variant
+from pipeline.variant import IMAGENET_CLASSES, IMAGENET_RESOLUTION, PRECISIONS, Variant
 from quantize.int8 import Io
 from quantize.recipes import RECIPES
 
 IMAGES = 8
 SEED = 0
+NAMES = (*models.NAMES, *models.HEADED)
+"""What can be exported without training: every network, and those with a head."""
+
+
+def base_resolution(model: str) -> int:
+    """Side of the images at rho 1: that of ImageNet, of a head the one that its paper counts at."""
+    return models.HEADED[model].resolution if model in models.HEADED else IMAGENET_RESOLUTION
 
 
 def file_of(variant: Variant, precision: str, build: Path) -> Path:
@@ -33,19 +40,28 @@ def file_of(variant: Variant, precision: str, build: Path) -> Path:
 
 
 def _export(variant: Variant, folder: Path) -> None:
-    """The three files of the variant with 1,000 classes; those that are there already are kept."""
+    """The three files of the variant, classifiers of 1,000 classes; those that are there already are kept."""
     torch.manual_seed(SEED)
     pixels, _ = open_fashion_mnist_sample().calibration.take(range(IMAGES), variant.resolution)
     images = normalise(pixels)
-    module = models.build(variant.model, variant.alpha, IMAGENET_CLASSES)
+    module, outputs = _network(variant)
     calibrate_norms(module, images)
-    graph = run_passes(read_onnx(to_onnx(models.deployed(module), variant.resolution)), FLOAT_PASSES)
+    exported = models.deployed(module) if isinstance(module, models.MobileNet) else module
+    graph = run_passes(read_onnx(to_onnx(exported, variant.resolution, outputs)), FLOAT_PASSES)
     calibration = Calibration([images], RECIPES["int8"], Io())
     with locked(folder):
         for precision in PRECISIONS:
             path = folder / f"{precision}.tflite"
             if not path.is_file():
                 write_bytes(path, convert_graph(precision, graph, calibration).content)
+
+
+def _network(variant: Variant) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module of the variant and the names of its outputs."""
+    if variant.model in models.HEADED:
+        outputs = models.HEADED[variant.model].outputs
+        return models.build_headed(variant.model, variant.alpha), outputs
+    return models.build(variant.model, variant.alpha, IMAGENET_CLASSES), OUTPUTS
 
 
 def calibrate_norms(module: nn.Module, images: NDArray[np.float32]) -> None:

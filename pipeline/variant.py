@@ -16,7 +16,7 @@ IMAGENET_RESOLUTION = 224
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A model of the registry at width `alpha` on `resolution` x `resolution` images."""
+    """A model of the registry, or one with a head, at width `alpha` on `resolution` x `resolution` images."""
 
     model: str
     alpha: float
@@ -24,14 +24,15 @@ class Variant:
 
     @classmethod
     def of(cls, model: str, alpha: float, rho: float, base_resolution: int) -> Variant:
-        """The variant at resolution multiplier `rho`; AlpharhoError for what the registry cannot build."""
-        models.network(model, alpha)
+        """The variant at resolution multiplier `rho`; AlpharhoError for what cannot be built."""
+        backbone = models.backbone_of(model)
+        models.network(backbone, alpha)
         if not rho > 0:
             raise AlpharhoError(
                 f"rho is {rho}; choose a resolution multiplier above 0, 1 is the data set's own"
             )
         resolution = round(rho * base_resolution)
-        models.check_resolution(model, resolution)
+        models.check_resolution(backbone, resolution)
         return cls(model, alpha, resolution)
 
     @property

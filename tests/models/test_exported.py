@@ -17,11 +17,11 @@ from export.graph import Graph
 from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import read_onnx
 from export.to_onnx import OUTPUTS, to_onnx
-from models import heads
 from models.cost import cost_of
 from models.count import counted
+from models.micronet_blocks import StaticShiftMax
+from pipeline.budget import op_budget
 from pipeline.convert import Calibration, convert_graph
-from pipeline.job import op_budget
 from pipeline.variant import PRECISIONS, Variant
 from quantize.int8 import Io
 from quantize.recipes import RECIPES
@@ -78,7 +78,15 @@ def test_forms_of_v1(name: str, tmp_path: Path) -> None:
     assert {op: graph.op_counts().get(op, 0) for op in budget} == budget
 
 
-@pytest.mark.parametrize("name", ["static_shift_max", "j3_k3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["micronet_m0", "micronet_m3", "mnasnet_a1", "v3_large_halved"])
+def test_widths_between_the_papers(name: str, tmp_path: Path) -> None:
+    module = as_if_trained(models.build(name, 0.75, CLASSES))
+    assert isinstance(module, models.MobileNet)
+    check(module, models.deployed(module), OUTPUTS, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["static_shift_max", "j3_k3", "se_relu"])
 def test_ablations_of_m2(name: str, tmp_path: Path) -> None:
     module = as_if_trained(models.build(f"micronet_m2_{name}", 0.5, CLASSES))
     assert isinstance(module, models.MobileNet)
@@ -86,25 +94,46 @@ def test_ablations_of_m2(name: str, tmp_path: Path) -> None:
     assert not {"TRANSPOSE", "GATHER", "MAXIMUM"} & set(graph.op_counts())
 
 
-@pytest.mark.parametrize(("kind", "name"), [("ssd", "v1"), ("ssdlite", "v3_small")])
-def test_detectors(kind: str, name: str, tmp_path: Path) -> None:
-    detector = heads.detector(kind, name, models.build(name, ALPHA, CLASSES), 4)
-    graph = check(as_if_trained(detector), detector, heads.RAW_OUTPUTS[heads.SSD], tmp_path)
+@pytest.mark.parametrize(
+    "name", ["v1_ssd", "v3_small_halved_ssdlite", "v1_rpn", "v1_embedding", "v2_attributes"]
+)
+def test_networks_with_a_head(name: str, tmp_path: Path) -> None:
+    module = as_if_trained(models.build_headed(name, ALPHA))
+    graph = check(module, module, models.HEADED[name].outputs, tmp_path)
     assert "TRANSPOSE" not in graph.op_counts()
 
 
-def test_attributes_and_embeddings(tmp_path: Path) -> None:
-    backbone = models.build("v1", ALPHA, CLASSES)
-    width = heads.last_width(backbone)
-    embedding = heads.RawEmbedding(heads.Embedding(backbone, width, 16))
-    for head in (heads.MultiLabel(backbone, width, 40), embedding):
-        check(as_if_trained(head), head, heads.RAW_OUTPUTS[type(head)], tmp_path)
-
-
-@pytest.mark.parametrize("name", ["squeezenet", "googlenet"])
+@pytest.mark.parametrize("name", ["squeezenet", "googlenet", "inception_v2", "mnasnet_small"])
 def test_comparators(name: str, tmp_path: Path) -> None:
     module = as_if_trained(models.build(name, ALPHA, CLASSES))
     check(module, module, OUTPUTS, tmp_path)
+
+
+def exported(name: str, alpha: float) -> tuple[Graph, str]:
+    """The graph that is written of a network with weights of any value, and its padding."""
+    module = models.build(name, alpha, CLASSES).eval()
+    for part in module.modules():
+        if isinstance(part, StaticShiftMax):
+            torch.nn.init.normal_(part.weight, 1, 0.1)  # a 1 or a 0 would be left out
+    size = max(SIZE, models.network(name, alpha).least_resolution)
+    return run_passes(read_onnx(to_onnx(models.deployed(module), size)), FLOAT_PASSES), module.padding
+
+
+def off_budget(name: str, alpha: float) -> dict[str, tuple[int, int]]:
+    graph, padding = exported(name, alpha)
+    budget, found = op_budget(Variant(name, alpha, SIZE), padding), graph.op_counts()
+    return {op: (count, found.get(op, 0)) for op, count in budget.items() if count != found.get(op, 0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in models.NAMES if name not in ("alexnet", "vgg16")])
+def test_every_network_has_the_operators_that_its_table_promises(name: str) -> None:
+    assert not off_budget(name, 0.5)
+
+
+@pytest.mark.parametrize("name", ["static_shift_max", "j3_k3", "se_relu"])
+def test_ablations_have_the_operators_that_their_tables_promise(name: str) -> None:
+    assert not off_budget(f"micronet_m2_{name}", 1.0)
 
 
 @pytest.mark.parametrize("resolution", [224, 227, 256])
