@@ -12,7 +12,7 @@ Parts = tuple[list[str], list[str]]
 Ends = Callable[[str, int, int, int], Parts]
 """Parts to put before and after a tensor along an axis: of (tensor, axis, count before, count after)."""
 
-MOST_JOINED = 5  # operands of a CONCATENATION that XNNPACK takes
+MOST_JOINED = 4  # operands of a CONCATENATION that XNNPACK takes, since tflite-runtime 2.14
 NO_ACTIVATION = {"fused_activation_function": "NONE"}
 
 
@@ -108,6 +108,39 @@ class Builder:
         shape[axis] = size
         begin = [start if other == axis else 0 for other in range(len(shape))]
         return self.slice(x, begin, shape, self.unique(f"{name}/{axis}_{start}"))
+
+    def parts(self, x: str, axis: int, places: Sequence[int], name: str) -> list[str]:
+        """Slices of `x` along `axis` that hold `places` in this order, neighbours in one."""
+        starts = [at for at, place in enumerate(places) if at == 0 or place != places[at - 1] + 1]
+        ends = [*starts[1:], len(places)][: len(starts)]
+        return [self.part(x, axis, places[at], end - at, name) for at, end in zip(starts, ends, strict=True)]
+
+    def every(self, x: str, axis: int, begin: int, step: int, count: int, name: str) -> str:
+        """`count` slices of `x` along `axis`, from `begin` on, `step` apart.
+
+        By RESHAPE and SLICE, since XNNPACK has no STRIDED_SLICE.
+        """
+        size = self.shape(x)[axis]
+        if step == 1:
+            return x if (begin, count) == (0, size) else self.part(x, axis, begin, count, name)
+        if count * step > size:
+            x, size = self._lengthened(x, axis, count * step - size, name), count * step
+        start = min(begin, size - count * step)
+        if count * step < size:
+            x = self.part(x, axis, start, count * step, name)
+        before, after = self.shape(x)[:axis], (*self.shape(x)[axis + 1 :], 1)
+        wide = (*before, count, step * after[0], *after[1:])
+        groups = self.reshape(x, wide, self.unique(f"{name}/by_{step}"))
+        chosen = self.part(groups, axis + 1, (begin - start) * after[0], after[0], name)
+        return self.reshape(chosen, (*before, count, *after[:-1]), self.unique(f"{name}/every_{step}"))
+
+    def _lengthened(self, x: str, axis: int, more: int, name: str) -> str:
+        shape = list(self.shape(x))
+        table = np.zeros((len(shape), 2), np.int32)
+        table[axis, 1] = more
+        shape[axis] += more
+        paddings = self.constant(f"{name}/paddings", table)
+        return self.emit("PAD", (x, paddings), self.unique(f"{name}/lengthened"), shape)
 
     def edges(self, name: str) -> Ends:
         """Ends that repeat the first and the last slice."""

@@ -79,9 +79,8 @@ def added(a: torch.Tensor, b: torch.Tensor, ratios: Sequence[float], grid: Grid)
     return torch.clamp(total >> shift, grid.low, grid.high).to(torch.float32)
 
 
-def dynamically_quantized(values: torch.Tensor) -> torch.Tensor:
-    """Real `values` [N, ...] rounded to 8 bits per image, as the delegate does before int8 weights."""
-    axes = tuple(range(1, values.ndim))
+def dynamically_quantized(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """Real `values` rounded to 8 bits, with a grid for all that lies along `axes`."""
     low, high = values.amin(axes, keepdim=True).clamp_(max=0), values.amax(axes, keepdim=True).clamp_(min=0)
     scale = ((high - low) / 255).clamp_(min=torch.finfo(torch.float32).tiny)
     zero_point = torch.round(-128 - low / scale).clamp_(-128, 127)

@@ -97,7 +97,7 @@ def lower_reshape(node: OnnxNode, out: Builder) -> None:
 
 @RULES.lowers("Slice", Layout.REMAP)
 def lower_slice(node: OnnxNode, out: Builder) -> None:
-    """SLICE, STRIDED_SLICE where a step is not one."""
+    """SLICE, with RESHAPE around it where a step is above one; STRIDED_SLICE backwards."""
     starts, ends = node.integers(1, "starts") or [], node.integers(2, "ends") or []
     axes = node.integers(3, "axes") or range(len(starts))
     steps = node.integers(4, "steps") or [1] * len(starts)
@@ -111,6 +111,12 @@ def lower_slice(node: OnnxNode, out: Builder) -> None:
         raise node.unsupported("it cuts the batch axis")
     if set(step) == {1}:
         out.slice(node.inputs[0], begin, shape, name)
+        return
+    if min(step) > 0:
+        x = node.inputs[0]
+        for axis, (first, stride, count) in enumerate(zip(begin, step, shape, strict=True)):
+            x = out.every(x, axis, first, stride, count, name)
+        out.reshape(x, shape, name)
         return
     stop = [end if end >= 0 else -1 - size for end, size in zip(stop, source, strict=True)]  # -1 is the last
     parts = {"begin": begin, "end": stop, "strides": step}

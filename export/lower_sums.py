@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,11 +37,14 @@ def lower_global_average_pool(node: OnnxNode, out: Builder) -> None:
 
 @RULES.lowers("MatMul", Layout.BARRIER)
 def lower_matmul(node: OnnxNode, out: Builder) -> None:
-    """FULLY_CONNECTED where the right operand is a constant matrix."""
-    weights = node.constant(1, "the right operand")
-    if weights.ndim != 2:
-        raise node.unsupported(f"the right operand has {weights.ndim} dimensions, only a matrix is supported")
-    _fully_connected(node, out, weights.T, np.zeros(weights.shape[1], np.float32))
+    """FULLY_CONNECTED where one operand is a constant matrix, BATCH_MATMUL of others."""
+    left, right = (_matrix(node, position) for position in range(2))
+    if right is not None:
+        _fully_connected(node, out, right.T, np.zeros(right.shape[1], np.float32))
+    elif left is not None:
+        _left_product(node, out, left)
+    else:
+        _batch_product(node, out)
 
 
 @RULES.lowers("ReduceMean", Layout.REMAP)
@@ -92,3 +96,52 @@ def _fully_connected(node: OnnxNode, out: Builder, weights: Array, bias: Array) 
     shape = node.output_shapes[0]
     keeps = {"keep_num_dims": True} if len(shape) > 2 else {}
     out.emit("FULLY_CONNECTED", operands, name, shape, **NO_ACTIVATION, **keeps)
+
+
+def _matrix(node: OnnxNode, position: int) -> Array | None:
+    """The operand as float32 [rows, columns] if it is constant, and neither a vector nor several matrices."""
+    constant = node.optional_constant(position)
+    if constant is None or constant.ndim < 2 or math.prod(constant.shape[:-2]) != 1:
+        return None
+    if constant.ndim == len(node.output_shapes[0]) > len(node.axes):
+        return None
+    return constant.reshape(constant.shape[-2:]).astype(np.float32)
+
+
+def _left_product(node: OnnxNode, out: Builder, matrix: Array) -> None:
+    """MATRIX x as the transpose of x' MATRIX', so that the constant is the weight."""
+    x, name = node.inputs[1], node.outputs[0]
+    rank = len(out.shape(x))
+    if rank < 3:
+        raise node.unsupported("the right operand has no batch axis", "unsqueeze it to three axes")
+    swap = [*range(rank - 2), rank - 1, rank - 2]
+    turned = out.permute(x, swap, f"{name}/turned")
+    product = out.unique(f"{name}/product")
+    shape = (*out.shape(turned)[:-1], matrix.shape[0])
+    turned_node = replace(node, inputs=(turned,), outputs=(product,), output_shapes=(shape,))
+    _fully_connected(turned_node, out, matrix, np.zeros(matrix.shape[0], np.float32))
+    back = out.constant(f"{name}/permutation", np.array(swap, np.int32))
+    out.emit("TRANSPOSE", (product, back), name, node.output_shapes[0])
+
+
+def _batch_product(node: OnnxNode, out: Builder) -> None:
+    name, shape = node.outputs[0], node.output_shapes[0]
+    shapes = [
+        constant.shape if constant is not None else out.shape(value)
+        for value, constant in zip(node.inputs, node.constants, strict=True)
+    ]
+    if min(map(len, shapes)) < 2 or shape[0] != 1 or len(shape) < 3:
+        raise node.unsupported(
+            f"it multiplies {list(shapes[0])} by {list(shapes[1])}, "
+            "supported are matrices behind a batch axis of 1",
+            "unsqueeze its operands",
+        )
+    operands = []
+    for value, constant, source in zip(node.inputs, node.constants, shapes, strict=True):
+        wide = (*(1,) * (len(shape) - len(source)), *source)
+        if constant is not None:
+            value = out.constant(value, constant.astype(np.float32).reshape(wide))
+        elif wide != source:
+            value = out.reshape(value, wide, out.unique(f"{name}/wide"))
+        operands.append(value)
+    out.emit("BATCH_MATMUL", operands, name, shape, adj_x=False, adj_y=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 import numpy as np
 
-from export.builder import NO_ACTIVATION, Builder
+from export.builder import NO_ACTIVATION, Builder, Ends, Parts
 from export.graph import same_pads
 from export.registry import Layout, Lowering, OnnxNode, Rules
 from export.windows import (
@@ -16,6 +17,7 @@ from export.windows import (
     Window,
     dense_transposed_weights,
     inside_correction,
+    phases,
     pool_window,
     transposed_pads,
     window_of,
@@ -69,21 +71,22 @@ def _with_unit_axis(key: str, value: Any) -> Any:
 @RULES.lowers("AveragePool", Layout.ANCHOR)
 @over_one_axis
 def lower_average_pool(node: OnnxNode, out: Builder) -> None:
-    """AVERAGE_POOL_2D, behind a PAD where the padding is not SAME; one axis as an image of height 1."""
+    """AVERAGE_POOL_2D, behind a PAD where not SAME; a dilated one is a DEPTHWISE_CONV_2D; also 1-D."""
     window = pool_window(node, out)
+    if window.dilation != (1, 1):
+        _dilated_average(node, window, out)
+        return
     counts_pad = bool(node.attributes.get("count_include_pad", 0))
     x, name, shape = node.inputs[0], node.outputs[0], node.output_shapes[0]
-    if window.padding == "VALID" or (window.padding == "SAME" and not counts_pad):
+    if not window.skips and (window.padding == "VALID" or (window.padding == "SAME" and not counts_pad)):
         out.emit("AVERAGE_POOL_2D", (x,), name, shape, **window.pool_attributes())
         return
-    padded = out.zero_pad(x, window.pads, name)
-    attributes = {**window.pool_attributes(), "padding": "VALID"}
+    padded = out.zero_pad(x, window.pads, name) if any(window.pads) else x
     part = inside_correction(window, out.shape(x), shape, window.margins if counts_pad else NO_PADS)
-    if (part == 1).all():
-        out.emit("AVERAGE_POOL_2D", (padded,), name, shape, **attributes)
-        return
-    pooled = out.emit("AVERAGE_POOL_2D", (padded,), out.unique(f"{name}/with_padding"), shape, **attributes)
-    out.emit("MUL", (pooled, out.constant(f"{name}/inside", part)), name, shape, **NO_ACTIVATION)
+    result = name if (part == 1).all() else out.unique(f"{name}/with_padding")
+    _pool_inside("AVERAGE_POOL_2D", padded, window, shape, result, out)
+    if result != name:
+        out.emit("MUL", (result, out.constant(f"{name}/inside", part)), name, shape, **NO_ACTIVATION)
 
 
 @RULES.lowers("Conv", Layout.ANCHOR)
@@ -165,10 +168,15 @@ def lower_max_pool(node: OnnxNode, out: Builder) -> None:
         raise node.unsupported("its second output, the indices, is used")
     window = pool_window(node, out)
     x = node.inputs[0]
-    if window.padding == "EXPLICIT":
-        x = _edge_padded(x, window.pads, node.outputs[0], out)
-    attributes = {**window.pool_attributes(), "padding": "SAME" if window.padding == "SAME" else "VALID"}
-    out.emit("MAX_POOL_2D", (x,), node.outputs[0], node.output_shapes[0], **attributes)
+    if window.dilation != (1, 1):
+        _dilated_max(node, window, out)
+        return
+    name, shape = node.outputs[0], node.output_shapes[0]
+    if window.padding == "SAME" and not window.skips:
+        out.emit("MAX_POOL_2D", (x,), name, shape, **window.pool_attributes())
+        return
+    x = _edge_padded(x, window.pads, name, out) if any(window.pads) else x
+    _pool_inside("MAX_POOL_2D", x, window, shape, name, out)
 
 
 def _padded(x: str, window: Window, name: str, out: Builder) -> str:
@@ -179,3 +187,83 @@ def _padded(x: str, window: Window, name: str, out: Builder) -> str:
 def _edge_padded(x: str, pads: tuple[int, int, int, int], name: str, out: Builder) -> str:
     top, left, bottom, right = pads
     return out.surround(x, [(1, top, bottom), (2, left, right)], out.edges(name), out.unique(f"{name}/pad"))
+
+
+def _pool_inside(op: str, x: str, window: Window, shape: Sequence[int], name: str, out: Builder) -> None:
+    """Pool `x`, already padded; steps wider than the window, which XNNPACK does not take, are taken after."""
+    if not window.skips:
+        out.emit(op, (x,), name, shape, **{**window.pool_attributes(), "padding": "VALID"})
+        return
+    batch, height, width, channels = out.shape(x)
+    steps = [s if s > k else 1 for s, k in zip(window.stride, window.kernel, strict=True)]
+    rest = (window.stride[0] // steps[0], window.stride[1] // steps[1])
+    dense = Window(window.kernel, rest, (1, 1), NO_PADS, "VALID")
+    sizes = ((n - k) // s + 1 for n, k, s in zip((height, width), window.kernel, rest, strict=True))
+    if dense.kernel != (1, 1):
+        pooled = out.unique(f"{name}/pooled")
+        x = out.emit(op, (x,), pooled, (batch, *sizes, channels), **dense.pool_attributes())
+    for axis, step in enumerate(steps, start=1):
+        x = out.every(x, axis, 0, step, shape[axis], name)
+    out.reshape(x, shape, name)
+
+
+def _dilated_average(node: OnnxNode, window: Window, out: Builder) -> None:
+    """The mean as a depthwise convolution whose weights are all one over their number."""
+    name, shape, source = node.outputs[0], node.output_shapes[0], out.shape(node.inputs[0])
+    channels = source[3]
+    weights = np.full((1, *window.kernel, channels), 1 / np.prod(window.kernel), np.float32)
+    operands = (
+        _padded(node.inputs[0], window, name, out),
+        out.constant(f"{name}/weight", weights),
+        out.constant(f"{name}/bias", np.zeros(channels, np.float32)),
+    )
+    counts_pad = bool(node.attributes.get("count_include_pad", 0))
+    part = inside_correction(window, source, shape, window.margins if counts_pad else NO_PADS)
+    result = name if (part == 1).all() else out.unique(f"{name}/with_padding")
+    attributes = {**window.conv_attributes(), "depth_multiplier": 1}
+    out.emit("DEPTHWISE_CONV_2D", operands, result, shape, **attributes)
+    if result != name:
+        out.emit("MUL", (result, out.constant(f"{name}/inside", part)), name, shape, **NO_ACTIVATION)
+
+
+def _dilated_max(node: OnnxNode, window: Window, out: Builder) -> None:
+    """Along each axis: places that are a dilation apart become neighbours by RESHAPE, and are pooled."""
+    x, name = node.inputs[0], node.outputs[0]
+    for side in range(2):
+        x = _dilated_max_along(x, window, side, node.output_shapes[0][1 + side], name, out)
+    out.reshape(x, node.output_shapes[0], name)
+
+
+def _dilated_max_along(x: str, window: Window, side: int, result: int, name: str, out: Builder) -> str:
+    axis, kernel, stride = 1 + side, window.kernel[side], window.stride[side]
+    dilation, before = window.dilation[side], window.pads[side]
+    size, reach = out.shape(x)[axis], (kernel - 1) * dilation
+    groups = -(-max(result * stride + reach, before + size) // dilation)
+    after = groups * dilation - before - size
+    padded = out.surround(
+        x, [(axis, before, after)], _phase_ends(dilation, name, out), out.unique(f"{name}/pad")
+    )
+    _, height, width, channels = out.shape(padded)
+    apart = (1, groups, dilation * width, channels) if axis == 1 else (1, height, groups, dilation * channels)
+    rows = out.reshape(padded, apart, out.unique(f"{name}/apart"))
+    window_here = Window((kernel, 1) if axis == 1 else (1, kernel), (1, 1), (1, 1), NO_PADS, "VALID")
+    fewer = tuple(n - kernel + 1 if at == axis else n for at, n in enumerate(apart))
+    pooled = out.emit(
+        "MAX_POOL_2D", (rows,), out.unique(f"{name}/pooled"), fewer, **window_here.pool_attributes()
+    )
+    places = (groups - kernel + 1) * dilation
+    together = (1, places, width, channels) if axis == 1 else (1, height, places, channels)
+    flat = out.reshape(pooled, together, out.unique(f"{name}/together"))
+    return out.every(flat, axis, 0, stride, result, name)
+
+
+def _phase_ends(dilation: int, name: str, out: Builder) -> Ends:
+    """Ends that repeat the pixels a multiple of `dilation` away."""
+
+    def ends(x: str, axis: int, before: int, after: int) -> Parts:
+        size = out.shape(x)[axis]
+        places = phases(size, before, after, dilation)
+        first, last = places[:before], places[before + size :]
+        return out.parts(x, axis, first, name), out.parts(x, axis, last, name)
+
+    return ends

@@ -20,6 +20,7 @@ INT8_FIRST = frozenset(  # whose second version is the one for int8
     {
         "ADD",
         "AVERAGE_POOL_2D",
+        "BATCH_MATMUL",
         "CONCATENATION",
         "DEQUANTIZE",
         "LOGISTIC",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,29 @@ from export.builder import Builder
 from export.graph import Array, Graph, GraphError, Tensor
 from export.lowerings import LOWERINGS
 from export.registry import REPLACE_OP, Layout, OnnxNode, UnsupportedOp
+from export.to_float32 import to_float32
 from pipeline.artifacts import AlpharhoError
 
 PASS_THROUGH = ("Identity", "Dropout", "Cast")  # a Cast of what is float32 to float32
 OPSETS = range(10, 24)
+SHAPE_SIZED = 64  # elements of what may be a shape, axes or pads
+QUANTISED = ("uantizeLinear", "QLinear", "Integer")  # in the names of operators on integers
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """The checked ONNX model of `path`; an AlpharhoError if it is missing, cut off or not valid ONNX."""
+    """The checked model of `path`, in float32; AlpharhoError if it is missing, cut off or not valid ONNX."""
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(str(path))
     except FileNotFoundError:
         raise AlpharhoError(f"{path}: no such file; make it with 'python -m pipeline export'") from None
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AlpharhoError(f"{path} is not a readable ONNX model ({reason}); export it again") from error
     if not model.graph.node:
         raise AlpharhoError(f"{path} holds no ONNX graph (is the file empty or cut off?); export it again")
-    return model
+    return to_float32(model)
 
 
 def with_shape(model: onnx.ModelProto, shape: Sequence[int] | None) -> onnx.ModelProto:
@@ -159,11 +163,13 @@ class _Reader:
                 f"the model is of opset {self.opset}, {OPSETS[0]} to {OPSETS[-1]} are supported; "
                 "convert it with onnx.version_converter or export it again"
             )
-        self.model = shape_inference.infer_shapes(with_shape(model, None), data_prop=True)
+        self.model = with_shape(model, None)
         self.constants: dict[str, Array] = {
             initializer.name: numpy_helper.to_array(initializer) for initializer in model.graph.initializer
         }
-        self.shapes = _static_shapes(self.model)
+        self.shapes = _static_shapes(
+            shape_inference.infer_shapes(_without_weights(self.model), data_prop=True)
+        )
         self.alias: dict[str, str] = {}
         self.stored: dict[str, str] = {}  # the graph tensor of a value, where it has another name
         self.last: set[str] = set()
@@ -219,12 +225,8 @@ class _Reader:
             return
         rule = LOWERINGS.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx"):
-            reason = (
-                "it computes no float32" if node.op_type in PASS_THROUGH else "no such operator is supported"
-            )
             raise UnsupportedOp(
-                f"ONNX node {name!r} ({node.op_type}) cannot be converted: {reason}; "
-                f"{REPLACE_OP} (docs/supported_ops.md lists those that are)"
+                f"ONNX node {name!r} ({node.op_type}) cannot be converted: {_why_not(node.op_type)}"
             )
         self._lower(node, name, attributes, rule.layout)
 
@@ -277,7 +279,7 @@ class _Reader:
         names = [self._resolved(name) for name in node.input if name]
         if any(name not in self.constants for name in names) or node.domain not in ("", "ai.onnx"):
             return False
-        if node.op_type in RANDOM:
+        if node.op_type in RANDOM or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
             return False
         values = {name: self.constants[self._resolved(name)] for name in node.input if name}
         results: Any = ReferenceEvaluator(_single_node_model(node, self.opset)).run(None, values)
@@ -396,6 +398,16 @@ class _Reader:
         return self.shapes[value]
 
 
+def _why_not(op: str) -> str:
+    """Reason and remedy for an operator that has no lowering."""
+    if any(part in op for part in QUANTISED):
+        return (
+            "the model is quantised already; convert the float32 model it was made from, int8 is made of that"
+        )
+    reason = "it computes no float32" if op in PASS_THROUGH else "no such operator is supported"
+    return f"{reason}; {REPLACE_OP} (docs/supported_ops.md lists those that are)"
+
+
 def _leads_to_images(model: onnx.ModelProto) -> set[str]:
     """Values of Reshapes and their like that are images again further on, so better channels last at once."""
     wanted: set[str] = set()
@@ -420,6 +432,23 @@ def _static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         if value.type.tensor_type.HasField("shape") and all(size.HasField("dim_value") for size in sizes):
             shapes[value.name] = tuple(size.dim_value for size in sizes)
     return shapes
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large initializers as inputs: the same shapes, inferred without copying weights."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    known = {value.name for value in model.graph.input}
+    for weight in model.graph.initializer:
+        if math.prod(weight.dims) <= SHAPE_SIZED:
+            light.graph.initializer.append(weight)
+        elif weight.name not in known:
+            door = onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+            light.graph.input.append(door)
+    return light
 
 
 def _single_node_model(node: onnx.NodeProto, opset: int) -> onnx.ModelProto:

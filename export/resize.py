@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,120 +11,150 @@ from numpy.typing import NDArray
 from export.builder import MOST_JOINED, Builder
 from export.graph import Attribute
 from export.registry import Layout, OnnxNode, Rules
+from export.resampling import interpolated, resize_matrix
 
 RULES = Rules()
 
 
 RESIZE_OPS = {"linear": "RESIZE_BILINEAR", "nearest": "RESIZE_NEAREST_NEIGHBOR"}
+MODES = (*RESIZE_OPS, "cubic")
+MOST_REPEATED = MOST_JOINED**2
+COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "tf_half_pixel_for_nn",
+    "asymmetric",
+    "align_corners",
+)
+MOST_PRODUCTS = 64  # a result, for which FULLY_CONNECTED is better than leaving the delegate's partition
+SAME = 1e-5  # between the weights of two samplings that agree
 
 
 @RULES.lowers("Resize", Layout.ANCHOR)
 def lower_resize(node: OnnxNode, out: Builder) -> None:
-    """RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR, or CONCATENATION of copies for whole factors up to 5."""
-    source, target, mode = (
-        out.shape(node.inputs[0]),
-        node.output_shapes[0],
-        node.attributes.get("mode", "nearest"),
-    )
+    """RESIZE_BILINEAR; nearest by whole factors is CONCATENATION or SLICE; all else FULLY_CONNECTED."""
+    source, target = out.shape(node.inputs[0]), node.output_shapes[0]
+    if len(source) == 3:
+        _resize_line(node, out)
+        return
     if len(source) != 4 or source[0] != target[0] or source[3] != target[3]:
         raise node.unsupported("only height and width of an image can be resized")
-    if mode not in RESIZE_OPS or node.attributes.get("antialias", 0):
-        raise node.unsupported(f"mode {mode} or antialias is not supported", "use nearest or linear")
-    if mode == "nearest" and _repeats(node, source[1:3], target[1:3]):
-        _repeated(node.inputs[0], source, target, node.outputs[0], out)
+    _check_attributes(node)
+    mode = node.attributes.get("mode", "nearest")
+    if mode == "nearest" and _picked(node, out):
         return
-    attributes = resize_sampling(node, source[1:3], target[1:3])
+    found = resize_sampling(node, source[1:3], target[1:3]) if mode in RESIZE_OPS else None
+    products = source[1] * source[2] / target[2] + source[2]
+    if found is None or (mode == "nearest" and products <= MOST_PRODUCTS):
+        interpolated(node, out)
+        return
     size = out.constant(f"{node.outputs[0]}/size", np.array(target[1:3], np.int32))
-    out.emit(RESIZE_OPS[mode], (node.inputs[0], size), node.outputs[0], target, **attributes)
+    out.emit(RESIZE_OPS[mode], (node.inputs[0], size), node.outputs[0], target, **found)
 
 
-def _repeats(node: OnnxNode, source: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether every pixel is repeated so often, as one CONCATENATION can."""
-    factors = [result // size for size, result in zip(source, target, strict=True)]
-    return max(factors) <= MOST_JOINED and all(
-        result == size * factor
-        and np.array_equal(_onnx_positions(node, axis, size, result), np.arange(size).repeat(factor))
-        for axis, size, result, factor in zip((2, 3), source, target, factors, strict=True)
-    )
-
-
-def _repeated(x: str, source: Sequence[int], target: Sequence[int], name: str, out: Builder) -> None:
-    """NHWC `x` with rows and pixels repeated: XNNPACK joins copies, but has no nearest-neighbour kernel."""
-    (batch, height, width, channels), rows = source, target[1] // source[1]
-    flat = out.reshape(x, (batch, height, 1, width * channels), out.unique(f"{name}/rows"))
-    tall = out.concatenate([flat] * rows, 2, out.unique(f"{name}/tall"))
-    flat = out.reshape(tall, (batch, height * rows * width, 1, channels), out.unique(f"{name}/pixels"))
-    wide = out.concatenate([flat] * (target[2] // width), 2, out.unique(f"{name}/wide"))
-    out.reshape(wide, target, name)
-
-
-def resize_sampling(node: OnnxNode, source: Sequence[int], target: Sequence[int]) -> dict[str, Attribute]:
-    """The attributes of TFLite's resize that reads the same source positions on both axes."""
-    nearest = node.attributes.get("mode", "nearest") == "nearest"
-    wanted = [
-        _onnx_positions(node, axis, size, result)
-        for axis, size, result in zip((2, 3), source, target, strict=True)
-    ]
-    for align, half in ((False, False), (False, True), (True, False)):
-        sampling = bilinear_points if not nearest else nearest_pixels
-        found = [sampling(size, result, align, half) for size, result in zip(source, target, strict=True)]
-        if all(np.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True)):
-            return {"align_corners": align, "half_pixel_centers": half}
-    mode = node.attributes.get("coordinate_transformation_mode", "half_pixel")
-    raise node.unsupported(
-        f"TFLite has no resize that samples as {mode} does from {list(source)} to {list(target)}",
-        "use an integer factor, or linear with half_pixel, asymmetric or align_corners",
-    )
-
-
-def _onnx_positions(node: OnnxNode, axis: int, size: int, result: int) -> NDArray[np.float64]:
-    """Where ONNX's Resize reads on one axis, in ONNX Runtime's float32: whole numbers for nearest."""
-    points, scale = np.arange(result, dtype=np.float32), _onnx_scale(node, axis, size, result)
-    half = (points + np.float32(0.5)) / scale
-    rule = _coordinate_rule(node)
-    positions = {
-        "half_pixel": half - np.float32(0.5),
-        "half_pixel_symmetric": half - np.float32(0.5) + np.float32(size / 2 * (1 - result / (scale * size))),
-        "pytorch_half_pixel": half - np.float32(0.5) if result > 1 else np.zeros(result, np.float32),
-        "tf_half_pixel_for_nn": half,
-        "asymmetric": points / scale,
-        "align_corners": points * np.float32(size - 1) / np.float32(max(result - 1, 1)),
+def _check_attributes(node: OnnxNode) -> None:
+    """UnsupportedOp for attributes that no form of it here honours."""
+    supported: dict[str, Sequence[str]] = {
+        "mode": MODES,
+        "coordinate_transformation_mode": COORDINATES,
+        "keep_aspect_ratio_policy": ("stretch",),
     }
-    if rule not in positions:
-        raise node.unsupported(
-            f"coordinate_transformation_mode {rule} is not supported", f"use one of {', '.join(positions)}"
-        )
-    found = positions[rule]
-    if node.attributes.get("mode", "nearest") == "nearest":
-        found = ROUNDINGS[_rounding(node)](found)
-    return np.asarray(np.clip(found, 0, size - 1), np.float64)
+    for key, values in supported.items():
+        if node.attributes.get(key, values[0]) not in values:
+            raise node.unsupported(
+                f"{key} {node.attributes[key]} is not supported", f"use one of {', '.join(values)}"
+            )
 
 
-ROUNDINGS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - np.float32(0.5)),
-    "round_prefer_ceil": lambda x: np.floor(x + np.float32(0.5)),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
+def _resize_line(node: OnnxNode, out: Builder) -> None:
+    """[N, L, C] as an image of height 1."""
+    name, (batch, length, channels) = node.outputs[0], node.output_shapes[0]
+    image = out.unique(f"{name}/image")
+    source = out.shape(node.inputs[0])
+    flat = out.reshape(node.inputs[0], (batch, 1, *source[1:]), out.unique(f"{name}/unit_axis"))
+    axes = node.attributes.get("axes")
+    line = replace(
+        node,
+        inputs=(flat, *node.inputs[1:]),
+        outputs=(image,),
+        attributes={**node.attributes, **({"axes": [a % 3 + a % 3 // 2 for a in axes]} if axes else {})},
+        constants=tuple(c if c is None or c.size != 3 else np.insert(c, 2, 1) for c in node.constants),
+        output_shapes=((batch, 1, length, channels),),
+        axes=(0, 3, 1, 2),
+    )
+    lower_resize(line, out)
+    out.reshape(image, (batch, length, channels), name)
 
 
-def _coordinate_rule(node: OnnxNode) -> str:
-    """The rule of an opset 10 Resize, which has no attribute for it, is asymmetric."""
-    default = "half_pixel" if node.opset > 10 else "asymmetric"
-    return str(node.attributes.get("coordinate_transformation_mode", default))
+def _picked(node: OnnxNode, out: Builder) -> bool:
+    """Nearest neighbours by whole steps or whole factors: cut out or copied, if both axes are such."""
+    x, name, target = node.inputs[0], node.outputs[0], node.output_shapes[0]
+    places = [
+        resize_matrix(node, axis, size, result).argmax(axis=1)
+        for axis, size, result in zip((2, 3), out.shape(x)[1:3], target[1:3], strict=True)
+    ]
+    factors = [_repeats(found, size) for found, size in zip(places, out.shape(x)[1:3], strict=True)]
+    steps = [_step(found) for found in places]
+    if not all(factor or step for factor, step in zip(factors, steps, strict=True)):
+        return False
+    for axis, (found, factor, step) in enumerate(zip(places, factors, steps, strict=True), start=1):
+        if factor:
+            x = _repeated(x, axis, factor, name, out)
+        else:
+            x = out.every(x, axis, int(found[0]), step, len(found), name)
+    out.reshape(x, target, name)
+    return True
 
 
-def _rounding(node: OnnxNode) -> str:
-    return str(node.attributes.get("nearest_mode", "round_prefer_floor" if node.opset > 10 else "floor"))
+def _repeats(places: NDArray[np.int64], size: int) -> int:
+    """How often every pixel is repeated; 0 where that differs, or is too often."""
+    factor = len(places) // size
+    return factor if factor <= MOST_REPEATED and np.array_equal(places, np.arange(size).repeat(factor)) else 0
 
 
-def _onnx_scale(node: OnnxNode, axis: int, size: int, result: int) -> np.float32:
-    """The given scale of an axis, or that of the sizes."""
-    scales = node.optional_constant(2 if node.opset > 10 else 1)
-    axes = [a % len(node.axes) for a in node.attributes.get("axes", range(len(node.axes)))]
-    if scales is None or not scales.size or axis not in axes:
-        return np.float32(result / size)
-    return np.float32(scales.astype(np.float32)[axes.index(axis)])
+def _step(places: NDArray[np.int64]) -> int:
+    """The distance of the places, if it is the same for all and not 0, else 0."""
+    steps = set(np.diff(places).tolist()) or {1}
+    return steps.pop() if len(steps) == 1 else 0
+
+
+def _repeated(x: str, axis: int, factor: int, name: str, out: Builder) -> str:
+    """NHWC `x` with rows or pixels repeated: XNNPACK joins copies, but has no nearest-neighbour kernel."""
+    batch, height, width, channels = out.shape(x)
+    places, inner = (height, width * channels) if axis == 1 else (height * width, channels)
+    flat = out.reshape(x, (batch, places, 1, inner), out.unique(f"{name}/places_{axis}"))
+    copies = out.concatenate([flat] * factor, 2, out.unique(f"{name}/copies_{axis}"))
+    shape = tuple(n * factor if at == axis else n for at, n in enumerate((batch, height, width, channels)))
+    return out.reshape(copies, shape, out.unique(f"{name}/repeated_{axis}"))
+
+
+def resize_sampling(
+    node: OnnxNode, source: Sequence[int], target: Sequence[int]
+) -> dict[str, Attribute] | None:
+    """The attributes of TFLite's resize that reads the same source positions on both axes, None without."""
+    if node.attributes.get("antialias", 0):
+        return None
+    nearest = node.attributes.get("mode", "nearest") == "nearest"
+    matrix_of = _nearest_matrix if nearest else _bilinear_matrix
+    axes = list(zip((2, 3), source, target, strict=True))
+    wanted = [resize_matrix(node, axis, size, result) for axis, size, result in axes]
+    for align, half in ((False, False), (False, True), (True, False)):
+        found = [matrix_of(size, result, align, half) for _, size, result in axes]
+        if all(np.allclose(a, b, atol=SAME) for a, b in zip(found, wanted, strict=True)):
+            return {"align_corners": align, "half_pixel_centers": half}
+    return None
+
+
+def _nearest_matrix(size: int, result: int, align: bool, half: bool) -> NDArray[np.float64]:
+    return np.asarray(np.eye(size)[nearest_pixels(size, result, align, half).astype(int)])
+
+
+def _bilinear_matrix(size: int, result: int, align: bool, half: bool) -> NDArray[np.float64]:
+    points = bilinear_points(size, result, align, half)
+    low = np.floor(points).astype(int)
+    part, one = (points - low)[:, None], np.eye(size)
+    return np.asarray(one[low] * (1 - part) + one[np.minimum(low + 1, size - 1)] * part)
 
 
 def _tflite_scale(size: int, result: int, align: bool) -> float:

@@ -24,6 +24,7 @@ from export.integer import (
     requantization_ratio,
     requantized,
 )
+from export.parallel import chosen_device, full_precision, pieces, without_gradients, workers
 from export.resize import bilinear_points, nearest_pixels
 from pipeline.artifacts import AlpharhoError
 
@@ -35,16 +36,20 @@ Step = Callable[[Operands], torch.Tensor]
 INPUT_TIE = 1e-3  # of a step; camera bytes lie halfway between the levels of a symmetric input grid
 
 
-class Program:
-    """A Graph ready to run; constants are converted once. Use `device` to run on a GPU."""
+def _unobserved(name: str, values: torch.Tensor) -> None:
+    """An observer that does not look."""
 
-    def __init__(self, graph: Graph, device: str | torch.device = "cpu") -> None:
+
+class Program:
+    """A Graph ready to run on `device` (`chosen_device()` unless given); constants are converted once."""
+
+    def __init__(self, graph: Graph, device: str | torch.device | None = None) -> None:
         if unknown := sorted({node.op for node in graph.nodes} - set(KERNELS)):
             raise AlpharhoError(
                 f"the simulator has no kernel for {', '.join(unknown)}; it has {', '.join(KERNELS)}"
             )
         self.graph = graph
-        self.device = torch.device(device)
+        self.device = chosen_device() if device is None else torch.device(device)
         self.grids = {name: Grid.of(tensor) for name, tensor in graph.tensors.items() if is_on_grid(tensor)}
         self._readers = graph.consumers()
         self._steps = {node.output: self._step(node) for node in graph.nodes}
@@ -59,18 +64,23 @@ class Program:
         """First output, float32, for `images` float32 of shape [N, *input shape without batch].
 
         `observe(name, value)` sees the graph input and every computed tensor, real values [N, ...], before
-        the next node runs.
+        the next node runs; all images are then run at once, else a few, on every core.
         """
-        with torch.inference_mode():
-            values = self.open(images)
-            if observe is not None:
-                observe(self.graph.inputs[0], self.real(self.graph.inputs[0], values))
-            for node in self.graph.nodes:
-                self.run(node, values)
-                if observe is not None:
-                    observe(node.output, self.real(node.output, values))
-                self.forget(node, values)
-            return np.asarray(self.real(self.graph.outputs[0], values).cpu().numpy(), np.float32)
+        if observe is not None:
+            with full_precision(self.device):
+                return self._result(images, observe)
+        with workers(self.device) as pool:
+            return np.concatenate(list(pool.map(self._result, pieces(images) or [images])))
+
+    @without_gradients
+    def _result(self, images: NDArray[np.float32], observe: Observer = _unobserved) -> NDArray[np.float32]:
+        values = self.open(images)
+        observe(self.graph.inputs[0], self.real(self.graph.inputs[0], values))
+        for node in self.graph.nodes:
+            self.run(node, values)
+            observe(node.output, self.real(node.output, values))
+            self.forget(node, values)
+        return np.asarray(self.real(self.graph.outputs[0], values).cpu().numpy(), np.float32)
 
     def open(self, images: NDArray[np.float32]) -> dict[str, torch.Tensor]:
         """The values before the first node: the graph input's."""
@@ -83,8 +93,14 @@ class Program:
 
     def run(self, node: Node, values: dict[str, torch.Tensor]) -> None:
         """Compute the node's output from `values`, into them."""
-        operands = [values[name] if name in values else self._constants[name] for name in node.inputs if name]
-        values[node.output] = self._steps[node.output](operands)
+        values[node.output] = self._steps[node.output](self._operands(node, values))
+
+    def sums(self, node: Node, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What a float node computes before its fused activation."""
+        return KERNELS[node.op](self._operands(node, values), node.attributes)
+
+    def _operands(self, node: Node, values: Mapping[str, torch.Tensor]) -> Operands:
+        return [values[name] if name in values else self._constants[name] for name in node.inputs if name]
 
     def replace_constants(self, tensors: Mapping[str, Tensor]) -> None:
         """Let the program go on with other constants, of the same shapes."""
@@ -116,8 +132,8 @@ class Program:
             if source is not None:
                 return lambda operands: operands[0] * float(source.scale)
             if node.op in WEIGHTED and self.graph.tensors[node.inputs[1]].dtype == np.int8:
-                return self._dynamic(kernel, attributes)
-            return lambda operands: _clamped(kernel(operands, attributes), attributes)
+                return self._dynamic(node, kernel)
+            return lambda operands: activated(kernel(operands, attributes), attributes)
         if source is None:
             return lambda operands: quantized(operands[0], target)
         if node.op in WEIGHTED:
@@ -151,13 +167,18 @@ class Program:
 
         return through_real
 
-    def _dynamic(self, kernel: Kernel, attributes: Mapping[str, Any]) -> Step:
-        """Float activations times int8 weights: the delegate rounds the activations to 8 bits per row."""
+    def _dynamic(self, node: Node, kernel: Kernel) -> Step:
+        """Float activations times int8 weights: the delegate rounds the activations to 8 bits first.
+
+        Per row of channels before a matrix product, which a 1x1 convolution of stride 1 is, else per image.
+        """
+        attributes, shape = node.attributes, self.graph.tensors[node.inputs[1]].shape
+        by_row = len(shape) == 2 or (shape[1:3] == (1, 1) and _pair(attributes, "stride") == (1, 1))
+        axes = (-1,) if by_row else (1, 2, 3)
 
         def step(operands: Operands) -> torch.Tensor:
-            return _clamped(
-                kernel([dynamically_quantized(operands[0]), *operands[1:]], attributes), attributes
-            )
+            rounded = dynamically_quantized(operands[0], axes)
+            return activated(kernel([rounded, *operands[1:]], attributes), attributes)
 
         return step
 
@@ -340,6 +361,7 @@ def _unary(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., to
 KERNELS: dict[str, Kernel] = {
     "ADD": _binary(torch.add),
     "AVERAGE_POOL_2D": _average_pool,
+    "BATCH_MATMUL": _binary(torch.matmul),
     "CONCATENATION": _concatenation,
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _depthwise_convolution,
@@ -393,7 +415,7 @@ def _activation(node: Node) -> str:
     return str(node.attributes.get("fused_activation_function", "NONE"))
 
 
-def _clamped(values: torch.Tensor, attributes: Mapping[str, Any]) -> torch.Tensor:
+def activated(values: torch.Tensor, attributes: Mapping[str, Any]) -> torch.Tensor:
     """The fused activation of `values`, which a kernel has just made and which are overwritten."""
     activation = attributes.get("fused_activation_function", "NONE")
     return values if activation == "NONE" else values.clamp_(*CLAMPS[activation])

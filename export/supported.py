@@ -33,7 +33,8 @@ def page() -> str:
             "is made by `python -m export.supported`.",
             "",
             f"{', '.join(sorted(PASS_THROUGH))} vanish. Whatever depends on constants and shapes alone is "
-            "folded, whichever operator it is. Weights may be initializers or Constant nodes.",
+            "folded, whichever operator it is. Weights may be initializers or Constant nodes. "
+            "Models in float16, bfloat16 and float64 are read as float32.",
             "Hard-swish, hard-sigmoid, ReLU and ReLU6 are recognised where an exporter wrote them out as "
             "Add, Mul, Div, Clip, Min and Max.",
             "",

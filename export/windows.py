@@ -27,6 +27,11 @@ class Window:
     padding: str  # VALID, SAME (TFLite's own amounts) or EXPLICIT
     margins: Pads = NO_PADS  # of `pads`, what ceil_mode did not add
 
+    @property
+    def skips(self) -> bool:
+        """Whether it steps over pixels that no place of it sees."""
+        return any(s > k for s, k in zip(self.stride, self.kernel, strict=True))
+
     def conv_attributes(self) -> dict[str, Attribute]:
         """Attributes of CONV_2D and DEPTHWISE_CONV_2D."""
         return {
@@ -84,10 +89,17 @@ def _declared_pads(node: OnnxNode, same: Pads) -> Pads:
 
 
 def pool_window(node: OnnxNode, out: Builder) -> Window:
-    """The window of a pool; UnsupportedOp where it is dilated."""
-    window = window_of(node, out.shape(node.inputs[0]), node.attributes["kernel_shape"])
-    if window.dilation != (1, 1):
-        raise node.unsupported(f"dilations {list(window.dilation)} are not supported in pooling")
+    """The window of a pool; UnsupportedOp where some of its places lie wholly in the padding."""
+    source = out.shape(node.inputs[0])
+    window = window_of(node, source, node.attributes["kernel_shape"])
+    if window.dilation != (1, 1) and node.attributes.get("auto_pad", "NOTSET").startswith("SAME"):
+        raise node.unsupported(
+            "ONNX and its runtime disagree on auto_pad with dilations", "give explicit pads"
+        )
+    if not all(counts.all() for counts in _inside(window, source, node.output_shapes[0], NO_PADS)):
+        raise node.unsupported(
+            "some of its windows see nothing but padding", "use smaller pads, or ceil_mode=0"
+        )
     return window
 
 
@@ -95,13 +107,38 @@ def inside_correction(
     window: Window, source: Sequence[int], target: Sequence[int], margins: Pads
 ) -> NDArray[np.float32]:
     """Window size over the number of its pixels inside the image and its `margins`, [1, H, W, 1]."""
+    size = window.kernel[0] * window.kernel[1]
+    counts = np.outer(*_inside(window, source, target, margins))
+    return (size / counts)[None, :, :, None].astype(np.float32)
+
+
+def _inside(
+    window: Window, source: Sequence[int], target: Sequence[int], margins: Pads
+) -> list[NDArray[np.int64]]:
+    """For height and width: how many rows of each window lie inside the image and its `margins`."""
     counts = []
     for side in range(2):
         starts = np.arange(target[1 + side]) * window.stride[side] - window.pads[side]
-        ends = np.minimum(starts + window.kernel[side], source[1 + side] + margins[side + 2])
-        counts.append(ends - np.maximum(starts, -margins[side]))
-    size = window.kernel[0] * window.kernel[1]
-    return (size / np.outer(counts[0], counts[1]))[None, :, :, None].astype(np.float32)
+        rows = starts[:, None] + np.arange(window.kernel[side]) * window.dilation[side]
+        inside = (rows >= -margins[side]) & (rows < source[1 + side] + margins[side + 2])
+        counts.append(inside.sum(axis=1))
+    return counts
+
+
+def phases(size: int, before: int, after: int, dilation: int) -> list[int]:
+    """For places from -before to size + after - 1 the nearest pixel that is a multiple of `dilation` away.
+
+    Where a window with that dilation reaches a place outside, it also holds that pixel.
+    """
+    nearest = [
+        place % dilation
+        if place < 0
+        else size - 1 - (size - 1 - place) % dilation
+        if place >= size
+        else place
+        for place in range(-before, size + after)
+    ]
+    return [min(max(place, 0), size - 1) for place in nearest]
 
 
 def dense_transposed_weights(node: OnnxNode) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ SIGNATURE = "serving_default"
 OPTIONS = {  # the options table of every operator
     "ADD":                     "AddOptions",
     "AVERAGE_POOL_2D":         "Pool2DOptions",
+    "BATCH_MATMUL":            "BatchMatMulOptions",
     "CONCATENATION":           "ConcatenationOptions",
     "CONV_2D":                 "Conv2DOptions",
     "DEPTHWISE_CONV_2D":       "DepthwiseConv2DOptions",

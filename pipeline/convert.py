@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from device_bench.records import to_plain, write_json
 from export.check import Parity, audit_delegate, check_parity, parity
@@ -23,6 +24,7 @@ from export.write_tflite import write_tflite
 from pipeline import data
 from pipeline.artifacts import AlpharhoError, UsageError, locked, sha256_of, write_bytes, write_text
 from pipeline.evaluate import batched, softmax
+from pipeline.finite import check_inputs, check_weights
 from pipeline.manifest import FILE_NAME, Artifact, Conversion
 from pipeline.rescue import Ladder, rescue
 from pipeline.variant import PRECISIONS
@@ -120,15 +122,15 @@ class Foreign:
 def open_foreign(source: Path, shape: Sequence[int] | None = None, head: str | None = None) -> Foreign:
     """Read an ONNX file, fix its input to `shape`, rewrite it; AlpharhoError for what cannot be converted."""
     model = with_shape(load_onnx(source), shape)
-    if refused := refusals(model):
-        more = f" (and {len(refused) - 1} more; list all with --explain)" if len(refused) > 1 else ""
-        raise AlpharhoError(f"{source}: {refused[0]}{more}")
-    graph = run_passes(read_onnx(model), FLOAT_PASSES)
-    if len(graph.outputs) != 1:
-        raise AlpharhoError(
-            f"{source}: has {len(graph.outputs)} outputs ({', '.join(graph.outputs)}), one is supported; "
-            "cut the others off, for example with onnx.utils.extract_model"
-        )
+    try:
+        graph = run_passes(read_onnx(model), FLOAT_PASSES)
+    except AlpharhoError as error:
+        others = len(refusals(model)) - 1
+        more = f" (and {others} more; list all with --explain)" if others > 0 else ""
+        raise AlpharhoError(f"{source}: {error}{more}") from error
+    if refused := _too_many_outputs(model):
+        raise AlpharhoError(f"{source}: {refused[0]}")
+    check_weights(graph, source)
     return Foreign(
         source=source,
         content=model.SerializeToString(),
@@ -137,6 +139,19 @@ def open_foreign(source: Path, shape: Sequence[int] | None = None, head: str | N
         graph=with_head(graph, head),
         ends_in_softmax=has_softmax(graph),
     )
+
+
+def _too_many_outputs(model: ModelProto) -> list[AlpharhoError]:
+    """The one error of a model that gives more than one result."""
+    names = [value.name for value in model.graph.output]
+    if len(names) == 1:
+        return []
+    return [
+        AlpharhoError(
+            f"it has {len(names)} outputs ({', '.join(names)}), one is supported; "
+            "cut the others off, for example with onnx.utils.extract_model"
+        )
+    ]
 
 
 def convert(
@@ -208,6 +223,7 @@ def load_calibration(source: Path, shape: Sequence[int], mean: float, std: float
         )
     if array.dtype.kind not in "fiu":
         raise AlpharhoError(f"{source}: holds {array.dtype}, calibration needs numbers; save it as float32")
+    check_inputs(array[:CALIBRATION_IMAGES], source)
     return np.ascontiguousarray(array[:CALIBRATION_IMAGES], np.float32)
 
 
@@ -346,10 +362,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def explain(source: Path, shape: Sequence[int] | None) -> int:
     """Print one line for every node that cannot be converted; 1 if there is any."""
-    refused = refusals(with_shape(load_onnx(source), shape))
+    model = with_shape(load_onnx(source), shape)
+    refused = [*refusals(model), *_too_many_outputs(model)]
     for error in refused:
         print(error)
-    print(f"{source}: {len(refused)} nodes cannot be converted" if refused else f"{source}: can be converted")
+    print(
+        f"{source}: cannot be converted ({len(refused)} found)" if refused else f"{source}: can be converted"
+    )
     return 1 if refused else 0
 
 

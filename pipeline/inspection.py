@@ -20,6 +20,7 @@ from export.check import DelegateAudit, audit_delegate
 from export.read_tflite import TfliteFile, TfliteOperator, TfliteTensor, read_tflite
 from pipeline.artifacts import AlpharhoError
 from pipeline.summary import aligned
+from quantize.int8 import LIMITED_INT8_KERNEL, NO_INT8_KERNEL
 
 LISTED_CHANNELS = 1
 RUNTIME_SECONDS = 120
@@ -33,18 +34,6 @@ SATURATED = 0.5  # of a channel's values at the limit; one of nine is normal for
 
 UNDIVIDED = DelegateAudit(1, ())
 WARNING, NOTE = "warning", "note"
-NO_INT8_KERNEL = (
-    "AVERAGE_POOL_2D",
-    "DIV",
-    "HARD_SWISH",
-    "L2_NORMALIZATION",
-    "MAXIMUM",
-    "MINIMUM",
-    "PRELU",
-    "RELU",
-    "RELU6",
-    "SOFTMAX",
-)
 WHY = {
     "CONCATENATION": "XNNPACK joins up to five tensors",
     "CUSTOM": "a custom operator is its own code",
@@ -147,6 +136,8 @@ def _why(file: TfliteFile, name: str) -> str:
     dtypes = {file.tensors[op.outputs[0]].dtype for op in file.operators if op.name == name and op.outputs}
     if name in NO_INT8_KERNEL and dtypes & set(EIGHT_BIT):
         return "XNNPACK has no 8-bit kernel for it; between DEQUANTIZE and QUANTIZE it stays inside"
+    if name in LIMITED_INT8_KERNEL and dtypes & set(EIGHT_BIT):
+        return "beyond the limits of XNNPACK's 8-bit kernel; between DEQUANTIZE and QUANTIZE it stays inside"
     if any(tensor.is_dynamic for tensor in file.tensors):
         return "its shape is dynamic"
     return WHY.get(name, f"XNNPACK does not take it with these types ({', '.join(sorted(dtypes)) or 'none'})")

@@ -148,12 +148,12 @@ CASES: dict[str, Case] = {
     "Reshape":              (onnx_model([node("Reshape", "x", "s")], {"s": axes(1, 3, -1)}), {"RESHAPE": 1, "TRANSPOSE": 1}),
     "Resize nearest":       (resized((1, 1, 2, 3), mode="nearest"), {"CONCATENATION": 2, "RESHAPE": 3}),
     "Resize floor":         (resized((1, 1, 2, 2), mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"), {"CONCATENATION": 2, "RESHAPE": 3}),
-    "Resize by a sixth":    (onnx_model([node("Resize", "x", "", "", "z", mode="nearest")], {"z": axes(1, 6, 18, 9)}), {"RESIZE_NEAREST_NEIGHBOR": 1}),
+    "Resize by a sixth":    (onnx_model([node("Resize", "x", "", "", "z", mode="nearest")], {"z": axes(1, 6, 18, 9)}), {"FULLY_CONNECTED": 2, "RESHAPE": 1, "TRANSPOSE": 2}),
     "Resize bilinear":      (resized((1, 1, 2, 3), mode="linear"), {"RESIZE_BILINEAR": 1}),
     "Resize aligned":       (resized((1, 1, 2, 3), mode="linear", coordinate_transformation_mode="align_corners"), {"RESIZE_BILINEAR": 1}),
     "Resize sizes":         (onnx_model([node("Resize", "x", "", "", "z", mode="linear", coordinate_transformation_mode="pytorch_half_pixel")], {"z": axes(1, 6, 5, 11)}), {"RESIZE_BILINEAR": 1}),
     "Slice":                (onnx_model([node("Slice", "x", "b", "e", "a")], {"b": axes(1, -5), "e": axes(5, 2**31), "a": axes(1, 3)}), {"SLICE": 1}),
-    "Slice steps":          (onnx_model([node("Slice", "x", "b", "e", "a", "t")], {"b": axes(1), "e": axes(8), "a": axes(2), "t": axes(3)}), {"STRIDED_SLICE": 1}),
+    "Slice steps":          (onnx_model([node("Slice", "x", "b", "e", "a", "t")], {"b": axes(1), "e": axes(8), "a": axes(2), "t": axes(3)}), {"RESHAPE": 2, "SLICE": 1}),
     "Split":                (onnx_model([onnx.helper.make_node("Split", ["x", "z"], ["p", "q"], axis=1, name="split"), node("Concat", "q", "p", axis=1)], {"z": axes(2, 4)}), {"CONCATENATION": 1, "SLICE": 2}),
     "Softmax rows":         (unary("Softmax", axis=2), {"SOFTMAX": 1, "TRANSPOSE": 2}),
     "Sigmoid":              (onnx_model([node("Sigmoid")]), {"LOGISTIC": 1}),
@@ -214,7 +214,15 @@ def test_an_operator_without_lowering_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (unary("MaxPool", kernel_shape=[2, 2], dilations=[2, 2]), "dilations"),
+        (
+            unary("MaxPool", kernel_shape=[2, 2], dilations=[2, 2], auto_pad="SAME_UPPER"),
+            "auto_pad with dilations; give explicit pads",
+        ),
+        (
+            unary("AveragePool", kernel_shape=[2, 2], strides=[2, 3], pads=[2, 2, 0, 0]),
+            "nothing but padding; use smaller pads",
+        ),
+        (onnx_model([node("MatMul", "x", "w")], {"w": random(7)}), r"\[1, 6, 9, 7\] by \[7\].*unsqueeze"),
         (
             onnx_model(
                 [node("Pad", "x", "p", "v")],
@@ -227,16 +235,14 @@ def test_an_operator_without_lowering_is_refused_by_name() -> None:
             onnx_model([node("Cast", output="c", to=onnx.TensorProto.INT32), node("Cast", "c", to=1)]),
             r"\(Cast\).*it computes no float32",
         ),
-        (resized((1, 1, 1.5, 1.5), mode="cubic"), "cubic.*use nearest or linear"),
         (
-            resized(
-                (1, 1, 2, 2),
-                mode="nearest",
-                coordinate_transformation_mode="align_corners",
-                nearest_mode="floor",
+            onnx_model(
+                [node("Resize", "x", "r", "s", coordinate_transformation_mode="tf_crop_and_resize")],
+                {"r": random(8), "s": np.array((1, 1, 2, 2), np.float32)},
             ),
-            "integer factor",
+            "tf_crop_and_resize is not supported; use one of half_pixel,",
         ),
+        (resized((1, 2, 1, 1), mode="nearest"), "only height and width"),
         (onnx_model([node("Reshape", "x", "s")], {"s": axes(-1)}), "gives up the batch axis"),
         (onnx_model([node("Conv", "x", "x")], shape=(1, 1, 3, 3)), "computed"),
     ],
@@ -251,7 +257,7 @@ def test_an_attribute_that_tflite_lacks_is_refused_with_its_reason(
 def test_all_refusals_are_listed_at_once() -> None:
     nodes = [
         node("Erf", output="e"),
-        node("MaxPool", "e", output="m", kernel_shape=[2, 2], dilations=[2, 2]),
+        node("MaxPool", "e", output="m", kernel_shape=[2, 2], dilations=[2, 2], auto_pad="SAME_LOWER"),
         node("Relu", "m", output="r"),
         node("Cos", "r"),
     ]

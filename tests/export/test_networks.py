@@ -20,8 +20,8 @@ from export.runtime import load_onnx_predictor, load_tflite_predictor
 from export.to_onnx import to_onnx
 from export.write_tflite import write_tflite
 from pipeline.artifacts import AlpharhoError, CheckError
+from pipeline.budget import op_budget
 from pipeline.data import normalise
-from pipeline.job import op_budget
 from pipeline.variant import Variant
 from quantize.float16 import FLOAT16_METADATA, to_float16
 from quantize.int8 import Io, to_int8

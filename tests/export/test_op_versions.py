@@ -31,6 +31,8 @@ def weights(dtype: Any, *scales: float, channels: int = 6) -> Spec:
 NODES: tuple[tuple[str, dict[str, Any], Sequence[Spec], Spec, int], ...] = (
     ("ADD", NONE, (IMAGE, IMAGE), IMAGE, 1),
     ("ADD", NONE, (IMAGE8, IMAGE8), IMAGE8, 2),
+    ("BATCH_MATMUL", {}, (IMAGE, IMAGE), IMAGE, 1),
+    ("BATCH_MATMUL", {}, (IMAGE8, IMAGE8), IMAGE8, 2),
     ("CONCATENATION", NONE, (IMAGE8, IMAGE8), IMAGE8, 2),
     ("CONV_2D", CONV, (IMAGE, weights(np.float32)), IMAGE, 1),
     ("CONV_2D", DILATED, (IMAGE, weights(np.float32)), IMAGE, 1),

@@ -99,6 +99,31 @@ def computed_twice(op: str, *reshape: int) -> onnx.ModelProto:
     return onnx_model(nodes, {"axes": integers(1), "to": integers(*reshape)})
 
 
+def resized_line(scales: tuple[float, ...], **attributes: Any) -> onnx.ModelProto:
+    """A Resize of [1, 6, 63] along its last axis."""
+    nodes = [
+        node("Reshape", "x", "rows", output="l"),
+        node("Resize", "l", "", "s", output="k", **attributes),
+        node("Flatten", "k"),
+    ]
+    return onnx_model(nodes, {"rows": integers(1, 6, 63), "s": np.array(scales, np.float32)})
+
+
+def attention() -> onnx.ModelProto:
+    """Channels that attend to each other: softmax(x x') x."""
+    nodes = [
+        node("Reshape", "x", "rows", output="q"),
+        node("Transpose", "q", output="k", perm=[0, 2, 1]),
+        node("MatMul", "q", "k", output="l"),
+        node("Mul", "l", "scale", output="m"),
+        node("Softmax", "m", output="p", axis=-1),
+        node("MatMul", "p", "q", output="o"),
+        node("Reshape", "o", "image"),
+    ]
+    given = {"rows": integers(1, 6, 63), "scale": scalar(1 / 8), "image": integers(1, 6, 9, 7)}
+    return onnx_model(nodes, given)
+
+
 def from_shapes() -> onnx.ModelProto:
     """Flatten as older exporters write it: Reshape to a shape that Shape, Gather and Concat compute."""
     nodes = [
@@ -261,6 +286,13 @@ VARIANTS: dict[str, onnx.ModelProto] = {
     "MatMul then Add":             pooled(node("Flatten", "p", output="f"), node("MatMul", "f", "w", output="m"), node("Add", "m", "c"), w=random(6, 5), c=random(5)),
     "MatMul of a Transpose":       pooled(node("Flatten", "p", output="f"), node("Transpose", "w", output="t", perm=[1, 0]), node("MatMul", "f", "t"), w=random(5, 6)),
     "MatMul of four axes":         made("MatMul", "x", "w", given={"w": random(7, 5)}),
+    "MatMul of itself":            onnx_model([node("Transpose", output="t", perm=[0, 1, 3, 2]), node("MatMul", "x", "t")]),
+    "MatMul of other ranks":       onnx_model([node("ReduceMean", "x", "a", output="m", keepdims=0), node("Transpose", "m", output="t", perm=[0, 2, 1]), node("MatMul", "x", "t")], {"a": integers(1)}),
+    "MatMul of constant matrices": made("MatMul", "x", "w", given={"w": random(6, 7, 5)}),
+    "MatMul of one matrix in four axes": made("MatMul", "x", "w", given={"w": random(1, 1, 7, 5)}),
+    "MatMul from the left":        made("MatMul", "w", "x", given={"w": random(5, 9)}),
+    "MatMul of matrices from the left": made("MatMul", "w", "x", given={"w": random(1, 6, 5, 9)}),
+    "attention":                   attention(),
     "Max of computed":             onnx_model([node("Tanh", output="t"), node("Max", "t", "x")]),
     "Max of scalars":              made("Max", "c", "x", given={"c": scalar(0.2)}),
     "Min of three":                onnx_model([node("Tanh", output="t"), node("Min", "t", "x", "c")], {"c": random(6, 1, 1)}),
@@ -270,6 +302,15 @@ VARIANTS: dict[str, onnx.ModelProto] = {
     "MaxPool SAME_UPPER":          made("MaxPool", kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
     "MaxPool SAME_LOWER":          made("MaxPool", kernel_shape=[2, 2], auto_pad="SAME_LOWER"),
     "MaxPool over one axis":       line("MaxPool", kernel_shape=[3], strides=[2], pads=[1, 1]),
+    "MaxPool dilated":             made("MaxPool", kernel_shape=[3, 2], dilations=[2, 2]),
+    "MaxPool dilated padded":      made("MaxPool", kernel_shape=[3, 2], dilations=[2, 3], pads=[1, 1, 2, 0], strides=[2, 1]),
+    "MaxPool dilated ceil":        made("MaxPool", kernel_shape=[3, 2], dilations=[2, 2], pads=[1, 1, 2, 0], strides=[2, 2], ceil_mode=1),
+    "MaxPool dilated on one axis": line("MaxPool", kernel_shape=[3], dilations=[4], pads=[2, 1]),
+    "MaxPool of one pixel":        made("MaxPool", kernel_shape=[1, 1], strides=[2, 2]),
+    "MaxPool skips":               made("MaxPool", kernel_shape=[3, 2], strides=[2, 3], auto_pad="SAME_LOWER"),
+    "AveragePool skips":           made("AveragePool", kernel_shape=[3, 1], strides=[2, 3], pads=[1, 0, 1, 0]),
+    "AveragePool dilated":         made("AveragePool", kernel_shape=[3, 2], dilations=[2, 3], pads=[2, 1, 2, 1], strides=[2, 1]),
+    "AveragePool dilated counts pads": made("AveragePool", kernel_shape=[3, 2], dilations=[2, 3], pads=[1, 1, 2, 1], strides=[2, 2], count_include_pad=1, ceil_mode=1, opset=22),
     "PRelu per image axis":        made("PRelu", "x", "s", given={"s": np.abs(random(6, 9, 1))}),
     "PRelu of a vector":           pooled(node("Flatten", "p", output="f"), node("PRelu", "f", "s"), s=np.abs(random(6))),
     "Pad channels":                made("Pad", "x", "p", given={"p": integers(0, 1, 0, 0, 0, 2, 0, 0)}),
@@ -297,6 +338,18 @@ VARIANTS: dict[str, onnx.ModelProto] = {
     "Resize aligned down":         resize(size=(4, 4), mode="linear", coordinate_transformation_mode="align_corners"),
     "Resize to one pixel":         resize(size=(1, 1), mode="linear", coordinate_transformation_mode="pytorch_half_pixel"),
     "Resize by axes":              made("Resize", "x", "", "s", axes=[2, 3], mode="nearest", given={"s": np.array((2, 2), np.float32)}),
+    "Resize by a seventh":         resize(scales=(7, 1), mode="nearest"),
+    "Resize nearest by its own scale": resize(scales=(1.3, 0.7), mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="ceil"),
+    "Resize nearest aligned floor": resize(scales=(2, 2), mode="nearest", coordinate_transformation_mode="align_corners", nearest_mode="floor"),
+    "Resize nearest shifted":      resize(scales=(2, 3), mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="ceil"),
+    "Resize nearest of a large image": onnx_model([node("Resize", "x", "", "", "z", mode="nearest")], {"z": integers(1, 2, 100, 81)}, shape=(1, 2, 90, 70)),
+    "Resize nearest symmetric":    resize(scales=(1 / 3, 0.5), mode="nearest", coordinate_transformation_mode="half_pixel_symmetric", nearest_mode="floor"),
+    "Resize linear by its own scale": resize(scales=(1.3, 0.7), mode="linear"),
+    "Resize cubic":                resize(size=(14, 5), mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1),
+    "Resize cubic opset 11":       made("Resize", "x", "r", "s", opset=11, mode="cubic", given={"r": np.zeros(0, np.float32), "s": np.array((1, 1, 2, 1.5), np.float32)}),
+    "Resize antialiased":          resize(size=(4, 3), mode="linear", antialias=1),
+    "Resize one axis":             resized_line((1, 1, 2), mode="nearest"),
+    "Resize one axis linear":      resized_line((1.5,), mode="linear", axes=[2]),
     "Slice from the end":          made("Slice", "x", "b", "e", "a", given={"b": integers(-3, 1), "e": integers(-1, -2), "a": integers(-1, -2)}),
     "Slice steps from the end":    made("Slice", "x", "b", "e", "a", "t", given={"b": integers(-6, 1), "e": integers(2**62, 6), "a": integers(-1, 1), "t": integers(2, 2)}),
     "Slice backwards":             made("Slice", "x", "b", "e", "a", "t", given={"b": integers(-1, 5), "e": integers(-(2**62), 1), "a": integers(3, 2), "t": integers(-1, -2)}),

@@ -185,12 +185,17 @@ def test_explain_lists_every_node_that_cannot_be_converted(
     assert main(["convert", str(tmp_path / "model.onnx"), "--explain"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    assert "(Erf)" in lines[0] and "det_1" in lines[1] and "2 nodes" in lines[2]
+    assert "(Erf)" in lines[0] and "det_1" in lines[1] and "(2 found)" in lines[2]
     assert main([*saved(tmp_path, model)]) == 1
     assert "and 1 more; list all with --explain" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    onnx.save(classifier(), tmp_path / "model.onnx")
+    model = classifier()
+    onnx.save(model, tmp_path / "model.onnx")
     assert main(["convert", str(tmp_path / "model.onnx"), "--explain"]) == 0
+    model.graph.output.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, (1, 8, 6, 6)))
+    onnx.save(model, tmp_path / "model.onnx")
+    assert main(["convert", str(tmp_path / "model.onnx"), "--explain"]) == 1
+    assert "it has 2 outputs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
