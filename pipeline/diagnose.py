@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 from export.graph import Graph
 from export.run import Program
 from pipeline.artifacts import UsageError, write_bytes, write_text
-from pipeline.convert import CALIBRATION_IMAGES, load_calibration, open_foreign, parsed_shape
+from pipeline.convert import (
+    CALIBRATION_IMAGES,
+    add_rescue_argument,
+    load_calibration,
+    open_foreign,
+    parsed_shape,
+)
 from pipeline.data import MEAN, STD, normalise
 from pipeline.evaluate import batched
 from pipeline.measures import Quality, compare
@@ -20,15 +27,21 @@ from pipeline.page import Column, Markup, Row, figure, heading, page, paragraph
 from pipeline.page import table as page_table
 from pipeline.plots import png, svg
 from pipeline.range_plots import Ranges, range_figure
-from pipeline.rescue import HELD_OUT, is_held_out
+from pipeline.rescue import HELD_OUT, is_held_out, rescue
 from pipeline.subjects import Subject, subject_named
 from pipeline.summary import aligned
 from pipeline.variant import BUILD
-from quantize.advice import Advice, advise
+from quantize.advice import LOSSY_DB, Advice, advise
 from quantize.diagnose import BEST_DB, LayerReport, activation_widths, diagnose, weight_widths, worst
 from quantize.int8 import Io
 from quantize.recipes import RECIPES, Recipe, quantize
+from quantize.rescue import Step
 
+GOOD_AGREEMENT = 99.0  # percent
+LADDER = (
+    "What keeping the worst layers in float gains and costs: add --rescue here. export --rescue (convert "
+    "--rescue for an .onnx file) then keeps in float what pays."
+)
 DIAGNOSED = 16  # test images; their values at every layer are held at once
 
 
@@ -53,6 +66,7 @@ class Diagnosis:
     quality: Quality
     advice: list[Advice]
     ranges: Ranges
+    steps: Sequence[Step] = ()  # of the rescue ladder, where it was climbed
 
 
 def case_of(subject: Subject, number: int) -> Case:
@@ -84,7 +98,7 @@ def foreign_case(arguments: argparse.Namespace) -> Case:
 def examine(case: Case, recipe: Recipe) -> Diagnosis:
     """Quantise, compare every layer, judge."""
     model = quantize(case.graph, batched(case.calibration), recipe, case.io)
-    reports = diagnose(model.exact, model.graph, case.test)
+    reports = diagnose(model.exact, model.plain, case.test)
     logits = [Program(graph)(case.test) for graph in (model.graph, model.exact)]
     weights = tuple(
         {name: weight_widths(graph, name) for name in graph.producers()}
@@ -128,6 +142,16 @@ LEGEND = (
 )
 
 
+STEP_COLUMNS = (
+    Column("kept out of int8", "text"),
+    Column("agreement, points"),
+    Column("SQNR, dB"),
+    Column("bytes"),
+    Column("instructions"),
+    Column("what became of it", "prose"),
+)
+
+
 def _cells(report: LayerReport) -> tuple[str, ...]:
     return (
         report.module,
@@ -145,9 +169,11 @@ def _cells(report: LayerReport) -> tuple[str, ...]:
 
 def _verdict(found: Diagnosis) -> str:
     quality = found.quality
+    good = quality.sqnr_db >= LOSSY_DB and quality.agreement >= GOOD_AGREEMENT
     return (
         f"{found.case.name}, recipe {found.recipe.name}: on {quality.crops} images the simulator agrees with "
-        f"float32 on {quality.agreement:.1f} %, logits at {quality.sqnr_db:.1f} dB"
+        f"float32 on {quality.agreement:.1f} %, logits at {quality.sqnr_db:.1f} dB: "
+        f"{'good, nothing has to be mended' if good else 'see the advice'}"
     )
 
 
@@ -167,7 +193,20 @@ def text(found: Diagnosis) -> str:
     for advice in found.advice:
         lines += [f"* {advice.symptom} ({_counted(advice)}; {advice.figures})"]
         lines += [f"  cause: {advice.cause}", f"  remedy: {advice.remedy}"]
-    return "\n".join(lines if found.advice else [*lines, "no symptom found: nothing to do"])
+    if not found.advice:
+        lines += ["no layer shows a symptom"]
+    return "\n".join(lines)
+
+
+def _step(step: Step) -> tuple[str, ...]:
+    return (
+        step.candidate,
+        f"{step.agreement_points:+.2f}",
+        f"{step.sqnr_db:+.2f}",
+        f"{step.bytes:+,}",
+        "not counted" if step.instructions is None else f"{step.instructions:+,.0f}",
+        f"{'kept in float' if step.kept else 'left in int8'}: {step.reason}",
+    )
 
 
 def html(found: Diagnosis, picture: bytes) -> str:
@@ -177,7 +216,11 @@ def html(found: Diagnosis, picture: bytes) -> str:
         paragraph(_verdict(found)),
         paragraph(_worst(found.reports)),
         heading(2, "Advice"),
-        page_table(ADVICE_COLUMNS, advice) if advice else paragraph("No symptom found: nothing to do."),
+        page_table(ADVICE_COLUMNS, advice) if advice else paragraph("No layer shows a symptom."),
+        heading(2, "Layers kept in float"),
+        page_table(STEP_COLUMNS, [Row(_step(step)) for step in found.steps])
+        if found.steps
+        else paragraph(LADDER),
         heading(2, "Ranges per channel, and the error of each layer"),
         figure(
             picture, "One mark a channel, a dot at the median: bits below the widest channel of the tensor."
@@ -218,14 +261,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", type=float, default=MEAN, help="of an .onnx file's pixels (%(default)s)")
     parser.add_argument("--std", type=float, default=STD, help="of an .onnx file's pixels (%(default)s)")
     parser.add_argument("--shape", metavar="N,C,H,W", help="fixes the input of an .onnx file")
+    add_rescue_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The verb `diagnose`: prints the layers, the worst and advice; writes the page and the picture."""
+    """The verb `diagnose`: prints the layers, the worst and advice; writes the page and the picture.
+
+    With `--rescue` it climbs the rescue ladder too, and writes what each of its steps brings.
+    """
     foreign = arguments.network.endswith(".onnx")
     case = foreign_case(arguments) if foreign else case_of(subject_named(arguments.network), arguments.split)
-    found = examine(case, RECIPES[arguments.recipe])
+    recipe = RECIPES[arguments.recipe]
+    found = examine(case, recipe)
     print(text(found))
+    if arguments.rescue:
+        ladder = rescue(case.graph, batched(case.calibration), recipe, case.io, print)
+        found = replace(found, steps=ladder.steps)
+    else:
+        print(LADDER)
     paths = write(found, arguments.out or BUILD / "diagnosis" / case.name)
     print(f"written: {', '.join(map(str, paths))}")
     return 0

@@ -55,7 +55,7 @@ def rescue(
     used = batched(images[~held_out])
     say(f"rescue: measuring on {int(held_out.sum())} held-out images; {_counting()}")
     model = quantize(graph, used, recipe, io)
-    tried = candidates(graph, diagnose(model.exact, model.graph, images[held_out][:DIAGNOSED]))[:STEPS]
+    tried = candidates(graph, diagnose(model.exact, model.plain, images[held_out][:DIAGNOSED]))[:STEPS]
     reference = Program(graph)(images[held_out])
 
     def measure(nodes: Set[str]) -> Rung:

@@ -61,6 +61,7 @@ class LearntRounding:
             if time.monotonic() > deadline:
                 return None
             rows = torch.randint(lesson.inputs.shape[1], (ROWS,), generator=self.generator)
+            rows = rows.to(free.device)
             up = (torch.sigmoid(free) * (HIGH - LOW) + LOW).clamp(0, 1)
             optimizer.zero_grad()
             (lesson.error(up, rows) + _undecided(up, i / ITERATIONS)).backward()  # type: ignore[no-untyped-call]  # torch has no type for it

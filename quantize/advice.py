@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quantize.diagnose import LayerReport
-from quantize.recipes import Recipe
+from quantize.recipes import RECIPES, Recipe
 
 LOSSY_DB, FINE_DB = 20.0, 30.0
 CLIPPED_SHARE, UNEVEN, SHIFTED, FEW_LEVELS, DEAD_SHARE = 0.001, 8.0, 0.1, 32.0, 0.05
 NAMED = 3  # layers that a row names
+LISTED = 2  # recipes that a remedy names
 RESCUE = "see with --rescue what keeping {layer} in float gains and costs"
 
 
@@ -52,11 +53,11 @@ def _alone(report: LayerReport) -> str:
 SYMPTOMS = (
     Symptom(
         "float values lie beyond the 8-bit grid",
-        lambda r: r.clipped > CLIPPED_SHARE,
+        lambda r: r.clipped > CLIPPED_SHARE and r.alone_db < FINE_DB,
         lambda r: f"{100 * r.clipped:.2f} % of values clipped",
         "the calibration images do not show what the test images do, or the range rule cuts",
         (Remedy("min_max", "use the range rule min_max"),
-         Remedy("", "calibrate on more and more varied images")),
+         Remedy("", "calibrate on more images, and on images like those that will be seen")),
     ),
     Symptom(
         "a few channels of the result are much wider than the others",
@@ -112,7 +113,7 @@ SYMPTOMS = (
         lambda r: r.dead > DEAD_SHARE,
         lambda r: f"{100 * r.dead:.0f} % of channels never change on these images",
         "training or the images leave them unused; they cost time, not accuracy",
-        (Remedy("", "none needed for int8; a smaller alpha would hold as much"),),
+        (Remedy("", "none: int8 loses nothing by them"),),
     ),
     Symptom(
         "no layer is bad alone, the errors add up",
@@ -129,7 +130,7 @@ SYMPTOMS = (
 
 def advise(reports: Sequence[LayerReport], recipe: Recipe) -> list[Advice]:
     """Every symptom that the layers show, with the first remedy that the recipe does not hold already."""
-    used = {*recipe.graph_passes, *recipe.float_parts, *recipe.layer_passes, recipe.ranges, recipe.weights}
+    used = entries_of(recipe)
     found = []
     for symptom in SYMPTOMS:
         layers = sorted(filter(symptom.shows, reports), key=lambda report: report.alone_db)
@@ -143,7 +144,23 @@ def advise(reports: Sequence[LayerReport], recipe: Recipe) -> list[Advice]:
                 layers=tuple(report.module for report in layers),
                 figures="; ".join(f"{r.module}: {symptom.figure(r)}" for r in layers[:NAMED]),
                 cause=symptom.cause,
-                remedy=remedy.text.format(layer=first.module),
+                remedy=remedy.text.format(layer=first.module) + _where(remedy),
             )
         )
     return found
+
+
+def entries_of(recipe: Recipe) -> set[str]:
+    """Every pass, rule and form that a recipe names."""
+    passes = (*recipe.graph_passes, *recipe.float_parts, *recipe.layer_passes, *recipe.final_passes)
+    return {*passes, recipe.ranges, recipe.weights}
+
+
+def _where(remedy: Remedy) -> str:
+    """How to get at an entry of a recipe: which recipes have it, or that none has."""
+    if not remedy.entry or RESCUE in remedy.text:
+        return ""
+    names = [name for name, recipe in RECIPES.items() if remedy.entry in entries_of(recipe)]
+    if not names:
+        return " (no recipe has that; a new one is a row of RECIPES in quantize/recipes.py)"
+    return f" (--recipe {' or '.join(names[:LISTED])})"

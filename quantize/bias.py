@@ -18,15 +18,21 @@ def corrected(layer: Layer) -> Layer:
     Empirical and sequential: the inputs are the 8-bit model's. A channel whose squared error would grow keeps
     its old bias.
     """
-    wanted = layer.clamped(layer.targets)
-    plain = layer.found() - layer.bias[:, None]
-    bias = layer.bias
-    low, high = layer.bounds
+    wanted, sums, bias = layer.clamped(layer.targets), layer.found(), layer.bias
+    mean = wanted.mean(1)
+    before = _error(layer, sums, wanted)
     for _ in range(ROUNDS):
-        sums = plain + bias[:, None]
-        through = ((sums > low) & (sums < high)).float().mean(1).clamp(min=SMALLEST_SHARE)
-        bias = bias + (wanted - layer.clamped(sums)).mean(1) / through
-    errors = [
-        (layer.clamped(plain + tried[:, None]) - wanted).square().mean(1) for tried in (bias, layer.bias)
-    ]
-    return replace(layer, bias=torch.where(errors[0] < errors[1], bias, layer.bias))
+        step = (mean - layer.clamped(sums).mean(1)) / _share_let_through(layer, sums)
+        bias = bias + step
+        sums += step[:, None]
+    return replace(layer, bias=torch.where(_error(layer, sums, wanted) < before, bias, layer.bias))
+
+
+def _share_let_through(layer: Layer, sums: torch.Tensor) -> torch.Tensor:
+    """The share of the samples strictly between the activation's bounds, [G, O]: its mean slope."""
+    slopes: torch.Tensor = torch.ops.aten.hardtanh_backward(torch.ones_like(sums), sums, *layer.bounds)
+    return slopes.mean(1).clamp_(min=SMALLEST_SHARE)
+
+
+def _error(layer: Layer, sums: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return layer.clamped(sums).sub_(wanted).square_().mean(1)

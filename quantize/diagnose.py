@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from export.graph import WEIGHTED, Graph, Node, Tensor
 from export.run import Program
+from quantize.ranges import used_ranges
 
 Values = Mapping[str, NDArray[np.float32]]
 
@@ -104,11 +105,11 @@ class _Bounds:
 
 
 def _cut(exact: Graph, values: Values, grids: Mapping[str, _Bounds]) -> Values:
-    """The values, those that hard-swish reads cut as their grid is, on purpose: it is zero from there."""
-    readers = exact.consumers()
+    """The values, cut where no reader can tell them apart, as grids are on purpose."""
+    used = used_ranges(exact)
     return {
-        name: np.maximum(found, np.float32(grids[name].low))
-        if name in grids and _feeds_hard_swish(readers[name])
+        name: np.clip(found, min(used[name].low, grids[name].low), max(used[name].high, grids[name].high))
+        if name in grids and name in used
         else found
         for name, found in values.items()
     }
@@ -151,7 +152,7 @@ def _alone(exact: Graph, rough: Graph, wanted: Values) -> dict[str, float]:
     The input is let be: camera bytes are exact on a grid that is half a level off.
     """
     program, errors = Program(rough), {}
-    values = {rough.inputs[0]: torch.from_numpy(np.array(wanted[exact.inputs[0]]))}
+    values = {rough.inputs[0]: _there(program, wanted[exact.inputs[0]])}
     if rough.inputs[0] in program.grids:
         values = program.open(wanted[exact.inputs[0]])
     with torch.inference_mode():
@@ -159,8 +160,8 @@ def _alone(exact: Graph, rough: Graph, wanted: Values) -> dict[str, float]:
             program.run(node, values)
             right = wanted.get(_bare(node.output))
             if right is not None and _bare(node.output) not in exact.inputs:
-                errors[_bare(node.output)] = _db(right, program.real(node.output, values).numpy())
-                values[node.output] = _held(program, node.output, torch.from_numpy(np.array(right)))
+                errors[_bare(node.output)] = _db(right, program.real(node.output, values).cpu().numpy())
+                values[node.output] = _held(program, node.output, _there(program, right))
             program.forget(node, values)
     return errors
 
@@ -168,6 +169,11 @@ def _alone(exact: Graph, rough: Graph, wanted: Values) -> dict[str, float]:
 def _bare(name: str) -> str:
     """The float graph's name of a tensor of the 8-bit graph."""
     return name.removesuffix(SUFFIXES[0]).removesuffix(SUFFIXES[1])
+
+
+def _there(program: Program, values: NDArray[np.float32]) -> torch.Tensor:
+    """A copy of the values where the program computes."""
+    return torch.from_numpy(np.array(values)).to(program.device)
 
 
 def _held(program: Program, name: str, values: torch.Tensor) -> torch.Tensor:
@@ -190,9 +196,9 @@ def _by_weights(exact: Graph, rough: Graph, wanted: Values) -> dict[str, float]:
     with torch.inference_mode():
         for node in exact.nodes:
             if node.op in WEIGHTED:
-                values = {node.inputs[0]: torch.from_numpy(np.array(wanted[node.inputs[0]]))}
+                values = {node.inputs[0]: _there(program, wanted[node.inputs[0]])}
                 program.run(node, values)
-                errors[node.output] = _db(wanted[node.output], values[node.output].numpy())
+                errors[node.output] = _db(wanted[node.output], values[node.output].cpu().numpy())
     return errors
 
 

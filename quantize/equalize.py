@@ -10,7 +10,7 @@ of the stream the whole 8-bit range.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,15 +67,17 @@ def _leaders(graph: Graph) -> dict[str, str]:
 
     for name in (*graph.inputs, *graph.outputs):
         join(name, BLOCKED)
+    readers = graph.consumers()
     for node in graph.nodes:
+        absorbs = node.op in WEIGHTED and _absorbs(graph, node, readers)
         computed = [name for name in node.inputs if name in leader]
         scaled = _scaled_with_output(graph, node, computed)
         for name in scaled:
             join(name, node.output)
         for name in computed:
-            if name not in scaled and not (node.op in WEIGHTED and _absorbs(graph, node)):
+            if name not in scaled and not absorbs:
                 join(name, BLOCKED)
-        if not scaled and not (node.op in WEIGHTED and _absorbs(graph, node)):
+        if not scaled and not absorbs:
             join(node.output, BLOCKED)
     return leader
 
@@ -96,11 +98,11 @@ def _scaled_with_output(graph: Graph, node: Node, computed: list[str]) -> list[s
     return []
 
 
-def _absorbs(graph: Graph, node: Node) -> bool:
+def _absorbs(graph: Graph, node: Node, readers: Mapping[str, Sequence[Node]]) -> bool:
     """Whether the node's weights can take a factor per input channel and per output channel."""
     if node.op == "TRANSPOSE_CONV":
         return False
-    alone = all(sum(name in other.inputs for other in graph.nodes) == 1 for name in node.inputs[1:])
+    alone = all(len(readers[name]) == 1 for name in node.inputs[1:])
     return alone and graph.tensors[node.inputs[1]].shape[-1] == graph.tensors[node.inputs[0]].shape[-1]
 
 

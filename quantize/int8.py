@@ -27,14 +27,15 @@ from quantize.ranges import Range
 INT8, UINT8, FLOAT32 = (np.dtype(kind) for kind in (np.int8, np.uint8, np.float32))
 IO_TYPES = {"int8": INT8, "uint8": UINT8, "float32": FLOAT32}
 
-# XNNPACK has no int8 kernel for these; between DEQUANTIZE and QUANTIZE they stay in the partition, and unary
-# ones become one table look-up.
-FLOAT_ISLANDS = frozenset(
+# XNNPACK has no int8 kernel for the former, and for the latter one within limits only: of the scales and the
+# slope, and with a second operand whose zero point is 0. Between DEQUANTIZE and QUANTIZE they stay in the
+# partition, and unary ones become one table look-up.
+NO_INT8_KERNEL = frozenset(
     {
         "AVERAGE_POOL_2D",
         "DIV",
         "HARD_SWISH",
-        "LEAKY_RELU",
+        "L2_NORMALIZATION",
         "MAXIMUM",
         "MINIMUM",
         "PRELU",
@@ -43,6 +44,8 @@ FLOAT_ISLANDS = frozenset(
         "SOFTMAX",
     }
 )
+LIMITED_INT8_KERNEL = frozenset({"BATCH_MATMUL", "LEAKY_RELU"})
+FLOAT_ISLANDS = NO_INT8_KERNEL | LIMITED_INT8_KERNEL
 DYNAMIC = frozenset(
     {"CONV_2D", "FULLY_CONNECTED"}
 )  # float activations, rounded per image, times int8 weights

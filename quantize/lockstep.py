@@ -8,19 +8,21 @@ see. A `Layer` carries a sample of that input, and of the float graph's results,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
-from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor, same_pads, strides_and_dilations
-from export.run import Program
+from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.parallel import TOGETHER, ahead, pieces, without_gradients, workers
+from export.run import Program, activated
 from quantize.affine import WEIGHT_MAX, along, delegate_factors, quantize_bias
+from quantize.samples import Samples
 
-POSITIONS_PER_IMAGE = 64
-BATCH = 8
 SEED = 20190611  # of the positions drawn; arXiv:1906.04721's date
 MATRICES = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
 BOUNDS = {"NONE": (-np.inf, np.inf), "RELU": (0.0, np.inf), "RELU6": (0.0, 6.0)}
@@ -51,7 +53,12 @@ class Layer:
     def found(self) -> torch.Tensor:
         """The 8-bit model's sums before the activation and the rounding, [G, samples, O]."""
         rounded = self.steps * self.scales[..., None]
-        return torch.baddbmm(self.bias[:, None], self.inputs, rounded.transpose(1, 2))
+        if rounded.shape[1] > 1:
+            return torch.baddbmm(self.bias[:, None], self.inputs, rounded.transpose(1, 2))
+        sums = self.bias.repeat(1, self.inputs.shape[1])
+        for tap, weight in zip(self.inputs.unbind(2), rounded.unbind(2), strict=True):
+            sums.addcmul_(tap, weight)  # a depthwise layer has too little for a matrix product
+        return sums[..., None]
 
     def clamped(self, sums: torch.Tensor) -> torch.Tensor:
         """`sums` after the activation."""
@@ -68,86 +75,156 @@ def settled(
 
     `batches` are float32 [N, H, W, C] in the graph input's own scale; all are held in memory at once.
     """
-    walk = _Walk(exact, rough, batches)
+    images = np.concatenate(batches)
+    program, reference = Program(rough), Program(exact)
+    turns = _turns(program, reference, len(images))
+    with workers(program.device) as pool:
+        walk = _Walk(program, images, pool)
+        with closing(ahead(_Reference(reference, images).sums, list(turns.values()))) as sums:
+            for node in rough.nodes:
+                turn = turns.get(node.output)
+                if turn is not None:
+                    walk.settle(node, turn, next(sums), treatments)
+                walk.run(node)
+    return program.graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A layer to settle: its node in the float graph, its wanted weights and where it is looked at.
+
+    `factors` are what the float graph's weights and sums are multiplied by to be the wanted ones, [O].
+    """
+
+    twin: Node
+    weights: NDArray[np.float32]
+    factors: NDArray[np.float32]
+    samples: Samples
+
+
+def _turns(program: Program, reference: Program, images: int) -> dict[str, _Turn]:
+    """The layers to settle by the name of the 8-bit node, in execution order."""
     generator = torch.Generator().manual_seed(SEED)
-    with torch.inference_mode():
-        for node in rough.nodes:
-            twin = walk.twins.get(node.inputs[1]) if _has_integer_weights(rough, node) else None
-            if twin is not None:
-                walk.advance(twin)
-                layer = walk.layer(node, twin, generator)
-                for treatment in treatments:
-                    layer = treatment(layer)
-                walk.program.replace_constants(walk.constants(node, layer))
-            walk.run(node)
-    return walk.program.graph
+    readers = reference.graph.consumers()
+    twins = {
+        node.inputs[1]: node
+        for node in reference.graph.nodes
+        if _is_matrix(reference.graph, node) and len(readers[node.inputs[1]]) == 1
+    }
+    turns = {}
+    for node in program.graph.nodes:
+        twin = twins.get(node.inputs[1]) if _has_integer_weights(program.graph, node) else None
+        if twin is None:
+            continue
+        weights = reference.graph.tensors[twin.inputs[1]].real()
+        factors = _factors(program, node, weights)
+        wanted = weights * along(factors, weights.ndim, _channel_axis(node))
+        samples = Samples.drawn(reference.graph, twin, images, generator, program.device)
+        turns[node.output] = _Turn(twin, wanted.astype(np.float32), factors.astype(np.float32), samples)
+    return turns
 
 
 def _has_integer_weights(graph: Graph, node: Node) -> bool:
     return node.op in WEIGHTED and graph.tensors[node.inputs[1]].quantization is not None
 
 
+def _channel_axis(node: Node) -> int:
+    return 3 if node.op == "DEPTHWISE_CONV_2D" else 0
+
+
+def _factors(program: Program, node: Node, weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What brings the float graph's channels within the delegate's limits, as `int8` does."""
+    source, target = (program.grids.get(name) for name in (node.inputs[0], node.output))
+    axis = _channel_axis(node)
+    if source is None or target is None:
+        return np.ones(weights.shape[axis])
+    return delegate_factors(weights, axis, float(source.scale) / float(target.scale))
+
+
+class _Reference:
+    """The float graph on all images, from layer to layer."""
+
+    def __init__(self, program: Program, images: NDArray[np.float32]) -> None:
+        self.program = program
+        self.firsts = range(0, len(images), TOGETHER)
+        self.states = [program.open(piece) for piece in pieces(images)]
+        self.pending = iter(program.graph.nodes)
+
+    @without_gradients
+    def sums(self, turn: _Turn) -> torch.Tensor:
+        """Run up to the layer and through it; the wanted sums before the activation, [samples, O]."""
+        for node in takewhile(lambda node: node is not turn.twin, self.pending):
+            for values in self.states:
+                self.program.run(node, values)
+                self.program.forget(node, values)
+        states = zip(self.states, self.firsts, strict=True)
+        found = torch.cat([self._through(turn, values, first) for values, first in states])
+        return found.mul_(torch.from_numpy(turn.factors).to(found.device))
+
+    def _through(self, turn: _Turn, values: dict[str, torch.Tensor], first: int) -> torch.Tensor:
+        sums = self.program.sums(turn.twin, values)
+        found = turn.samples.of_output(sums, first)
+        values[turn.twin.output] = activated(sums, turn.twin.attributes)
+        self.program.forget(turn.twin, values)
+        return found
+
+
 class _Walk:
-    """Where both programs stand: for every small batch, the values of the float and of the 8-bit graph."""
+    """The 8-bit graph on all images, node by node."""
 
-    def __init__(self, exact: Graph, rough: Graph, batches: Sequence[NDArray[np.float32]]) -> None:
-        self.exact, self.program = Program(exact), Program(rough)
-        small = [batch[i : i + BATCH] for batch in batches for i in range(0, len(batch), BATCH)]
-        self.states = [(self.exact.open(batch), self.program.open(batch)) for batch in small]
-        self.twins = {node.inputs[1]: node for node in exact.nodes if _is_matrix(exact, node)}
-        self.position = 0
-
-    def advance(self, twin: Node) -> None:
-        """Run the float graph up to `twin`, whose input is then there."""
-        nodes = self.exact.graph.nodes
-        while nodes[self.position] is not twin:
-            for values, _ in self.states:
-                self.exact.run(nodes[self.position], values)
-                self.exact.forget(nodes[self.position], values)
-            self.position += 1
+    def __init__(self, program: Program, images: NDArray[np.float32], pool: Executor) -> None:
+        self.program, self.pool = program, pool
+        self.firsts = range(0, len(images), TOGETHER)
+        self.states = [program.open(piece) for piece in pieces(images)]
 
     def run(self, node: Node) -> None:
-        """Run a node of the 8-bit graph."""
-        for _, values in self.states:
+        """Run a node on all images."""
+
+        @without_gradients
+        def run(values: dict[str, torch.Tensor]) -> None:
             self.program.run(node, values)
             self.program.forget(node, values)
 
-    def wanted(self, node: Node, twin: Node) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The float graph's weights and bias, brought within the delegate's limits as `int8` does."""
-        weights, bias = (self.exact.graph.tensors[name].real() for name in twin.inputs[1:])
-        source, target = (self.program.grids.get(name) for name in (node.inputs[0], node.output))
-        if source is None or target is None:
-            return weights, bias
-        axis = 3 if node.op == "DEPTHWISE_CONV_2D" else 0
-        factors = delegate_factors(weights, axis, float(source.scale) / float(target.scale))
-        tamed = weights * along(factors, weights.ndim, axis), bias * factors
-        return tamed[0].astype(np.float32), tamed[1].astype(np.float32)
+        list(self.pool.map(run, self.states))
 
-    def layer(self, node: Node, twin: Node, generator: torch.Generator) -> Layer:
+    @without_gradients
+    def settle(self, node: Node, turn: _Turn, sums: torch.Tensor, treatments: Sequence[Treatment]) -> None:
+        """Give the node the weights and bias that the treatments choose; `sums` are the wanted ones."""
+        layer = self.layer(node, turn, sums)
+        for treatment in treatments:
+            layer = treatment(layer)
+        self.program.replace_constants(self.constants(node, layer))
+
+    def inputs(self, name: str, samples: Samples) -> torch.Tensor:
+        """The real values that the drawn positions see, [samples, taps, C]."""
+
+        @without_gradients
+        def seen(values: dict[str, torch.Tensor], first: int) -> torch.Tensor:
+            return samples.of_input(values[name], first)
+
+        found = torch.cat(list(self.pool.map(seen, self.states, self.firsts)))
+        grid = self.program.grids.get(name)
+        return found if grid is None else found.mul_(float(grid.scale))
+
+    def layer(self, node: Node, turn: _Turn, sums: torch.Tensor) -> Layer:
         """The node as matrices, with a sample of its inputs."""
-        weights, bias = self.wanted(node, twin)
-        rough_weights, rough_bias = (self.program.graph.tensors[name] for name in node.inputs[1:])
-        assert rough_weights.data is not None and rough_weights.quantization is not None
-        matrix = _as_matrix(node, weights)
-        shape = matrix.shape[:2]
-        found, exact = [], []
-        for exact_values, values in self.states:
-            window = _Window.drawn(node, exact_values[twin.inputs[0]], weights.shape, generator)
-            exact.append(window.patches(exact_values[twin.inputs[0]]))
-            found.append(window.patches(self.program.real(node.inputs[0], values)))
-        inputs, exact_inputs = (torch.cat(part, 1) for part in (found, exact))
-        exact_bias = torch.from_numpy(bias).reshape(shape)[:, None]
+        weights, bias = (self.program.graph.tensors[name] for name in node.inputs[1:])
+        assert weights.data is not None and weights.quantization is not None
+        matrix = _as_matrix(node, turn.weights)
+        shape, device = matrix.shape[:2], self.program.device
+        scales = np.array(np.broadcast_to(weights.quantization.scale, shape[0] * shape[1]), np.float32)
+        inputs = self.inputs(node.inputs[0], turn.samples)
         return Layer(
-            name=twin.output,
+            name=turn.twin.output,
             op=node.op,
-            inputs=inputs,
-            targets=torch.baddbmm(exact_bias, exact_inputs, matrix.transpose(1, 2)),
-            weights=matrix,
-            bias=torch.from_numpy(rough_bias.real()).reshape(shape),
-            scales=torch.from_numpy(_per_channel(rough_weights.quantization, matrix)).reshape(shape),
-            steps=_as_matrix(node, rough_weights.data.astype(np.float32)),
-            one_scale=rough_weights.quantization.axis is None,
-            bounds=BOUNDS[str(twin.attributes["fused_activation_function"])],
+            inputs=_by_group(node, inputs),
+            targets=sums.t().contiguous()[..., None] if node.op == "DEPTHWISE_CONV_2D" else sums[None],
+            weights=matrix.to(device),
+            bias=torch.from_numpy(bias.real()).reshape(shape).to(device),
+            scales=torch.from_numpy(scales).reshape(shape).to(device),
+            steps=_as_matrix(node, weights.data.astype(np.float32)).to(device),
+            one_scale=weights.quantization.axis is None,
+            bounds=BOUNDS[str(turn.twin.attributes["fused_activation_function"])],
         )
 
     def constants(self, node: Node, layer: Layer) -> dict[str, Tensor]:
@@ -155,10 +232,11 @@ class _Walk:
         weight_name, bias_name = node.inputs[1:]
         old = self.program.graph.tensors[weight_name]
         assert old.quantization is not None
-        steps = layer.steps.clamp(-WEIGHT_MAX, WEIGHT_MAX)
-        data = _from_matrix(node, steps.numpy(), old.shape).astype(np.int8)
-        grid = replace(old.quantization, scale=_stored_scales(old.quantization, layer.scales))
-        bias = layer.bias.reshape(-1).numpy()
+        steps = layer.steps.clamp(-WEIGHT_MAX, WEIGHT_MAX).cpu().numpy()
+        data = _from_matrix(node, steps, old.shape).astype(np.int8)
+        scales = layer.scales.flatten().cpu().numpy()[: len(old.quantization.scale)]
+        grid = replace(old.quantization, scale=scales)
+        bias = layer.bias.flatten().cpu().numpy()
         source = self.program.grids.get(node.inputs[0])
         if source is None:
             return {weight_name: Tensor.constant(data, grid), bias_name: Tensor.constant(bias)}
@@ -168,21 +246,11 @@ class _Walk:
 
 
 def _is_matrix(graph: Graph, node: Node) -> bool:
-    """Whether a layer can be settled: ungrouped, weights of its own, an activation that is a clamp."""
+    """Whether a layer can be settled: ungrouped, an activation that is a clamp."""
     if node.op not in MATRICES or node.attributes.get("fused_activation_function") not in BOUNDS:
         return False
     shape, weights = graph.tensors[node.inputs[0]].shape, graph.tensors[node.inputs[1]].shape
-    alone = sum(node.inputs[1] in other.inputs for other in graph.nodes) == 1
-    return alone and weights[-1] == shape[-1] and (node.op != "FULLY_CONNECTED" or len(shape) == 2)
-
-
-def _per_channel(grid: Quantization, matrix: torch.Tensor) -> NDArray[np.float32]:
-    return np.array(np.broadcast_to(grid.scale, matrix.shape[0] * matrix.shape[1]), np.float32)
-
-
-def _stored_scales(grid: Quantization, scales: torch.Tensor) -> NDArray[np.float32]:
-    flat = scales.reshape(-1).numpy().astype(np.float32)
-    return flat[: len(grid.scale)]
+    return weights[-1] == shape[-1] and (node.op != "FULLY_CONNECTED" or len(shape) == 2)
 
 
 def _as_matrix(node: Node, weights: NDArray[np.float32]) -> torch.Tensor:
@@ -192,46 +260,15 @@ def _as_matrix(node: Node, weights: NDArray[np.float32]) -> torch.Tensor:
     return torch.from_numpy(weights.reshape(1, len(weights), -1).copy())
 
 
+def _by_group(node: Node, inputs: torch.Tensor) -> torch.Tensor:
+    """[samples, taps, C] to [1, samples, K]; of a depthwise layer to [C, samples, K], by taps in memory."""
+    if node.op == "DEPTHWISE_CONV_2D":
+        by_tap = inputs.flatten(1).t().contiguous().view(*inputs.shape[1:], -1)
+        return by_tap.permute(1, 2, 0)
+    return inputs.flatten(1)[None]
+
+
 def _from_matrix(node: Node, matrix: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
     if node.op == "DEPTHWISE_CONV_2D":
         return np.ascontiguousarray(matrix.transpose(2, 1, 0)).reshape(shape)
     return matrix.reshape(shape)
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """The input pixels that some output positions see: [positions, taps] indices into the padded input."""
-
-    rows: torch.Tensor
-    columns: torch.Tensor
-    pads: tuple[int, int, int, int]
-    depthwise: bool
-
-    @classmethod
-    def drawn(
-        cls, node: Node, source: torch.Tensor, weights: tuple[int, ...], generator: torch.Generator
-    ) -> _Window:
-        """At most POSITIONS_PER_IMAGE output positions, drawn at random, of a layer that reads `source`."""
-        if source.ndim == 2:
-            nothing = torch.zeros(1, 1, dtype=torch.long)
-            return cls(nothing, nothing, (0, 0, 0, 0), False)
-        stride, dilation = strides_and_dilations(node)
-        kernel = weights[1:3]
-        same = node.attributes["padding"] == "SAME"
-        pads = same_pads(source.shape[1:3], kernel, stride, dilation) if same else (0, 0, 0, 0)
-        padded = (source.shape[1] + pads[0] + pads[2], source.shape[2] + pads[1] + pads[3])
-        sizes = [(padded[i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in (0, 1)]
-        chosen = torch.randperm(sizes[0] * sizes[1], generator=generator)[:POSITIONS_PER_IMAGE]
-        taps = [torch.arange(kernel[i]) * dilation[i] for i in (0, 1)]
-        rows = (chosen // sizes[1] * stride[0])[:, None] + taps[0].repeat_interleave(kernel[1])
-        columns = (chosen % sizes[1] * stride[1])[:, None] + taps[1].repeat(kernel[0])
-        return cls(rows, columns, pads, node.op == "DEPTHWISE_CONV_2D")
-
-    def patches(self, source: torch.Tensor) -> torch.Tensor:
-        """What the positions see of `source`: [1, samples, K], of a depthwise layer [C, samples, K]."""
-        if source.ndim == 2:
-            return source[None]
-        top, left, bottom, right = self.pads
-        padded = functional.pad(source, (0, 0, left, right, top, bottom)) if any(self.pads) else source
-        taken = padded[:, self.rows, self.columns].flatten(0, 1)
-        return taken.permute(2, 0, 1).contiguous() if self.depthwise else taken.flatten(1)[None]

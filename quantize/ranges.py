@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.graph import Graph
+from export.graph import Graph, Node
+from export.parallel import pieces, workers
 from export.run import Program
 from pipeline.artifacts import AlpharhoError
 
@@ -32,6 +34,11 @@ class Range:
     def union(self, other: Range) -> Range:
         """The smallest range that holds both."""
         return Range(min(self.low, other.low), max(self.high, other.high))
+
+    def cut(self, other: Range) -> Range:
+        """The part of this range inside `other`; the end of `other` that is nearer where there is none."""
+        low, high = (min(max(bound, other.low), other.high) for bound in (self.low, self.high))
+        return Range(low, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,33 +71,45 @@ class Observation:
 
 
 Observations = Mapping[str, Observation]
+EVERYTHING = Range(-np.inf, np.inf)
+# The values that a clamp lets through, from its constant operands.
+CLAMPS: Mapping[str, Callable[[Sequence[NDArray[np.generic]]], Range]] = {
+    "RELU": lambda bounds: Range(0.0, np.inf),
+    "RELU6": lambda bounds: Range(0.0, 6.0),
+    "MAXIMUM": lambda bounds: Range(float(np.min(bounds[0])), np.inf),
+    "MINIMUM": lambda bounds: Range(-np.inf, float(np.max(bounds[0]))),
+}
 
 
-def observe(graph: Graph, batches: Batches, device: str = "cpu") -> dict[str, Observation]:
+def observe(graph: Graph, batches: Batches) -> dict[str, Observation]:
     """An Observation of every computed tensor over all images, by tensor name.
 
     `batches` yields float32 [N, H, W, C] in the graph input's own scale. Raises AlpharhoError without any
     image, or when the network computes a value that is not finite.
     """
-    program = Program(graph, device)
-    parts: dict[str, list[Observation]] = {}
+    program = Program(graph)
 
-    def look(name: str, values: torch.Tensor) -> None:
-        by_channel = values.reshape(len(values), -1, values.shape[-1])
-        low, high = (bound.double().cpu().numpy() for bound in _extremes(by_channel))
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise AlpharhoError(
-                f"{name!r} is not finite on the calibration images; look for NaN in them or in the weights"
-            )
-        stride = -(-by_channel.shape[1] // ROWS_PER_IMAGE)
-        rows = by_channel[:, stride // 2 :: stride].flatten(0, 1).cpu().numpy()
-        parts.setdefault(name, []).append(Observation(low, high, rows))
+    def seen(images: NDArray[np.float32]) -> dict[str, Observation]:
+        found: dict[str, Observation] = {}
+        program(images, lambda name, values: found.update({name: _seen(name, values)}))
+        return found
 
-    for batch in batches:
-        program(batch, look)
+    with workers(program.device) as pool:
+        parts = [part for batch in batches for part in pool.map(seen, pieces(batch))]
     if not parts:
         raise AlpharhoError("no calibration images; int8 needs some (200 or more) to find its ranges")
-    return {name: _joined(found) for name, found in parts.items()}
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def _seen(name: str, values: torch.Tensor) -> Observation:
+    by_channel = values.reshape(len(values), -1, values.shape[-1])
+    low, high = (bound.double().cpu().numpy() for bound in _extremes(by_channel))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise AlpharhoError(
+            f"{name!r} is not finite on the calibration images; look for NaN in them or in the weights"
+        )
+    stride = -(-by_channel.shape[1] // ROWS_PER_IMAGE)
+    return Observation(low, high, by_channel[:, stride // 2 :: stride].flatten(0, 1).cpu().numpy())
 
 
 def _extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,15 +175,36 @@ def ranges_of(graph: Graph, observations: Observations, rule: RangeRule) -> dict
 
 
 def narrowed_to_use(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """Ranges cut to the part that their only reader can tell apart: below -3 hard-swish is zero."""
+    """Ranges cut to the part that their readers can tell apart."""
+    used = used_ranges(graph)
+    return {name: found.cut(used.get(name, EVERYTHING)) for name, found in ranges.items()}
+
+
+def used_ranges(graph: Graph) -> dict[str, Range]:
+    """For every computed tensor the real values beyond which its readers' results stay the same."""
     readers = graph.consumers()
-    narrowed = dict(ranges)
-    for name, found in ranges.items():
-        if name not in graph.outputs and {node.op for node in readers[name]} == {"HARD_SWISH"}:
-            narrowed[name] = Range(max(found.low, HARD_SWISH_ZERO), max(found.high, HARD_SWISH_ZERO))
-    return narrowed
+    used: dict[str, Range] = {}
+    for node in reversed(graph.nodes):
+        for name in node.outputs:
+            found = [_told_apart(graph, reader, used) for reader in readers[name]]
+            if name in graph.outputs or not found:
+                found = [EVERYTHING]
+            used[name] = reduce(Range.union, found)
+    return used
 
 
-def observe_ranges(graph: Graph, batches: Batches, device: str = "cpu") -> dict[str, Range]:
+def _told_apart(graph: Graph, reader: Node, used: Mapping[str, Range]) -> Range:
+    """The operands that `reader` can tell apart; a clamp no more than its own readers can."""
+    if reader.op == "HARD_SWISH":
+        return Range(HARD_SWISH_ZERO, np.inf)
+    if reader.op not in CLAMPS:
+        return EVERYTHING
+    bounds = [bound for name in reader.inputs if (bound := graph.constant(name)) is not None]
+    if len(bounds) != len(reader.inputs) - 1:
+        return EVERYTHING
+    return used[reader.output].cut(CLAMPS[reader.op](bounds))
+
+
+def observe_ranges(graph: Graph, batches: Batches) -> dict[str, Range]:
     """Smallest and largest value of every computed tensor over all images; raises as `observe`."""
-    return {name: min_max(seen) for name, seen in observe(graph, batches, device).items()}
+    return {name: min_max(seen) for name, seen in observe(graph, batches).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from export.graph import WEIGHTED, Graph, Node
 from pipeline.artifacts import AlpharhoError, UsageError
 from quantize.adaround import LearntRounding
+from quantize.analytic import analytically_corrected, expected
 from quantize.bias import corrected
 from quantize.clamps import unclamped
+from quantize.delegate import bytes_through_table, pixels_in_pairs
 from quantize.equalize import CLAMP, absorbed, centred, equalized, groups_of, weights_equalized
 from quantize.int8 import Io, to_int8
 from quantize.lockstep import Treatment, settled
@@ -37,6 +40,8 @@ class Recipe:
     weights: str = "per_channel"  # of WEIGHT_FORMS
     layer_passes: tuple[str, ...] = ()  # of LAYER_PASSES: layer by layer, on what the 8-bit model sees
     layer_images: int = 64  # calibration images that the layer passes look at
+    final_passes: tuple[str, ...] = ()  # of FINAL_PASSES: on the 8-bit graph, without images
+    delegate_passes: tuple[str, ...] = ()  # of DELEGATE_PASSES: the same values from fewer instructions
     learning_budget_s: float = 300.0  # wall-clock time that `learnt_rounding` may take in all
 
 
@@ -56,20 +61,40 @@ Rewrite = Callable[[Graph, Observations], tuple[Graph, dict[str, Observation]]]
 
 @dataclass(frozen=True, slots=True)
 class QuantizedModel:
-    """The quantised graph, the equalised float graph it stands for, and what was done, as JSON values."""
+    """The quantised graph, the equalised float graph it stands for, and what was done, as JSON values.
+
+    `plain` is the quantised graph before the delegate passes: node by node that of `exact`.
+    """
 
     graph: Graph
+    plain: Graph
     exact: Graph
     report: dict[str, object]
 
 
 def residual_sums(graph: Graph) -> set[str]:
-    """The ADDs of two computed tensors: summed in float, so that a stage's rounding does not pile up."""
-    return {
-        node.output
-        for node in graph.nodes
-        if node.op == "ADD" and all(graph.tensors[name].data is None for name in node.inputs)
-    }
+    """The ADDs of two computed tensors: summed in float, so that a stage's rounding does not pile up.
+
+    A residual stage stays in 8 bits where it has one sum, whose operands and result are rounded anyway, and
+    where its map is wider than a DEEP-th of the input: a sum there costs as much as all of the deep ones.
+    """
+    producers = graph.producers()
+    stages: dict[str, list[str]] = {}
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op != "ADD" or any(graph.constant(name) is not None for name in node.inputs):
+            continue
+        found.add(node.output)
+        if any(name in producers and producers[name].op in WEIGHTED for name in node.inputs):
+            stage = next((stages[name] for name in node.inputs if name in stages), [])
+            stage.append(node.output)
+            stages[node.output] = stage
+    return found - {name for name, stage in stages.items() if len(stage) < 2 or not _is_deep(graph, name)}
+
+
+def _is_deep(graph: Graph, name: str) -> bool:
+    sizes = zip(graph.tensors[name].shape[1:-1], graph.tensors[graph.inputs[0]].shape[1:-1], strict=False)
+    return all(size <= math.ceil(of_input / DEEP) for size, of_input in sizes)
 
 
 def head(graph: Graph) -> set[str]:
@@ -129,6 +154,20 @@ def widen(prepared: Prepared) -> Prepared:
     return replace(prepared, seen={**prepared.seen, **seen})
 
 
+def expect(prepared: Prepared) -> Prepared:
+    """Ranges that hold what the weights let expect, beside what was seen."""
+    hoped = expected(prepared.graph, prepared.seen)
+    seen = {
+        name: replace(
+            found,
+            low=np.minimum(found.low, hoped[name].low),
+            high=np.maximum(found.high, hoped[name].high),
+        )
+        for name, found in prepared.seen.items()
+    }
+    return replace(prepared, seen=seen)
+
+
 def _activation_of(node: Node) -> object:
     return node.attributes.get("fused_activation_function", "NONE")
 
@@ -143,6 +182,7 @@ def _generated(graph: Graph, batches: Batches, io: Io) -> Batches:
     return [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
 
 
+DEEP = 16  # times narrower than the input, in either direction
 GUARD_IMAGES = 64  # that `unclamp` looks at
 ROOM = 1.5  # what `widen` multiplies ranges by
 GENERATED_IMAGES, BATCH = 128, 32
@@ -150,6 +190,7 @@ GENERATED_IMAGES, BATCH = 128, 32
 IMAGES: Mapping[str, Callable[[Graph, Batches, Io], Batches]] = {"given": _given, "generated": _generated}
 GRAPH_PASSES: Mapping[str, GraphPass] = {
     "widen": widen,
+    "expect": expect,
     "unclamp": unclamp,
     "absorb": _exact(absorbed),
     "equalize": _exact(partial(equalized, strength=0.5)),
@@ -168,6 +209,13 @@ LAYER_PASSES: Mapping[str, Callable[[Recipe], Treatment]] = {
     "learnt_rounding": lambda recipe: LearntRounding(recipe.learning_budget_s),
     "bias_correction": lambda recipe: corrected,
 }
+FINAL_PASSES: Mapping[str, Callable[[Graph, Graph, Observations], Graph]] = {
+    "analytic_bias": analytically_corrected,
+}
+DELEGATE_PASSES: Mapping[str, Callable[[Graph], Graph]] = {
+    "bytes_through_table": bytes_through_table,
+    "pixels_in_pairs": pixels_in_pairs,
+}
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
@@ -175,8 +223,9 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="int8",
             graph_passes=("equalize", "centre"),
-            float_parts=("residual_sums", "head"),
+            float_parts=("residual_sums",),
             layer_passes=("compensated_rounding", "bias_correction"),
+            delegate_passes=tuple(DELEGATE_PASSES),
         ),
         Recipe(
             name="int8_full",
@@ -192,15 +241,26 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="int8_adaround",
             graph_passes=("equalize", "centre"),
-            float_parts=("residual_sums", "head"),
+            float_parts=("residual_sums",),
             layer_passes=("compensated_rounding", "learnt_rounding", "bias_correction"),
+            delegate_passes=tuple(DELEGATE_PASSES),
         ),
         Recipe(
             name="int8_data_free",
             images="generated",
-            graph_passes=("widen", "equalize", "centre"),
+            graph_passes=("widen", "expect", "equalize", "centre"),
             float_parts=("residual_sums", "head"),
-            layer_passes=("compensated_rounding", "bias_correction"),
+            layer_passes=("compensated_rounding",),
+            final_passes=("analytic_bias",),
+            delegate_passes=tuple(DELEGATE_PASSES),
+        ),
+        Recipe(
+            name="int8_analytic",
+            images="generated",
+            graph_passes=("widen", "expect", "equalize", "centre"),
+            float_parts=("residual_sums", "head"),
+            final_passes=("analytic_bias",),
+            delegate_passes=tuple(DELEGATE_PASSES),
         ),
         Recipe(name="int8_min_max"),
     )
@@ -232,21 +292,33 @@ def quantize(
     graph = prepared.graph
     ranges = ranges_of(graph, prepared.seen, RANGE_RULES[recipe.ranges])
     in_float = frozenset(keep_float).union(*(FLOAT_PARTS[name](graph) for name in recipe.float_parts))
-    rough = to_int8(graph, ranges, io, in_float, recipe.weights)
+    plain = to_int8(graph, ranges, io, in_float, recipe.weights)
     treatments = [LAYER_PASSES[name](recipe) for name in recipe.layer_passes]
     if treatments:
-        rough = settled(graph, rough, spread(batches, recipe.layer_images), treatments)
+        plain = settled(graph, plain, spread(batches, recipe.layer_images), treatments)
+    for name in recipe.final_passes:
+        plain = FINAL_PASSES[name](graph, plain, prepared.seen)
+    final = plain
+    for name in recipe.delegate_passes:
+        final = DELEGATE_PASSES[name](final)
     report: dict[str, object] = {
         "recipe": asdict(recipe),
         "calibration_images": sum(len(batch) for batch in batches),
         "equalized_groups": len(groups_of(graph)) if recipe.graph_passes else 0,
         "float_nodes": sorted(in_float),
+        "added_operators": _added(plain, final),
         **prepared.notes,
     }
     for treatment in treatments:
         if isinstance(treatment, LearntRounding):
             report["learnt_rounding"] = treatment.told()
-    return QuantizedModel(rough, graph, report)
+    return QuantizedModel(final, plain, graph, report)
+
+
+def _added(before: Graph, after: Graph) -> dict[str, int]:
+    """How many more of each operator there are."""
+    counts = before.op_counts()
+    return {op: more for op, count in after.op_counts().items() if (more := count - counts.get(op, 0))}
 
 
 def spread(batches: Batches, count: int) -> list[NDArray[np.float32]]:

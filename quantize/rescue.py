@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from export.graph import WEIGHTED, Graph
-from quantize.diagnose import LayerReport
+from quantize.diagnose import BEST_DB, LayerReport
 from quantize.recipes import gates
 
 STEPS = 6  # candidates that are tried
@@ -136,7 +136,7 @@ def climb(
 
 def refusal(below: Rung, rung: Rung) -> str:
     """Why the step does not pay, or nothing."""
-    gain = rung.sqnr_db - below.sqnr_db
+    gain = _gained(below, rung)
     if rung.partitions != 1:
         return f"{rung.partitions} delegate partitions"
     if gain < LEAST_GAIN_DB:
@@ -154,6 +154,12 @@ def refusal(below: Rung, rung: Rung) -> str:
     return " and ".join(dear)
 
 
+def _gained(below: Rung, rung: Rung) -> float:
+    """Decibels won, of which nothing has more than BEST_DB, so that two exact models are equal."""
+    before, after = (min(max(one.sqnr_db, -BEST_DB), BEST_DB) for one in (below, rung))
+    return after - before
+
+
 def _dearer(before: float, after: float) -> float:
     return 100 * (after - before) / before
 
@@ -164,7 +170,7 @@ def _step(candidate: Candidate, below: Rung, rung: Rung, reason: str) -> Step:
         candidate=candidate.name,
         nodes=tuple(sorted(candidate.nodes)),
         agreement_points=round(rung.agreement - below.agreement, 2),
-        sqnr_db=round(rung.sqnr_db - below.sqnr_db, 2),
+        sqnr_db=round(_gained(below, rung), 2),
         bytes=rung.bytes - below.bytes,
         instructions=(rung.instructions or 0) - (below.instructions or 0) if counted else None,
         kept=not reason,

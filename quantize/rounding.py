@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import torch
 
+from pipeline.artifacts import AlpharhoError
 from quantize.affine import WEIGHT_MAX
 from quantize.lockstep import Layer
 
-BLOCK = 64  # columns whose errors are passed on to the rest at once
+BLOCK = 32  # inputs whose errors are passed on to the rest at once
 DAMPING = 0.01  # of the mean input energy, added to every input's
 
 
@@ -19,58 +20,63 @@ def compensated(layer: Layer) -> Layer:
     The order is by input energy, largest first. A channel that comes no closer that way keeps its old steps.
     """
     energy = energy_of(layer)
-    order = torch.argsort(energy.diagonal(dim1=1, dim2=2), dim=1, descending=True)
-    steps = _rounded_in_order(layer.weights, layer.scales, energy, order)
-    candidate = replace(layer, steps=steps)
-    return _better(candidate, layer)
+    steps = _rounded_in_order(layer.weights / layer.scales[..., None], _damped(energy))
+    apart, together = steps - layer.steps, steps + layer.steps - 2 * layer.weights / layer.scales[..., None]
+    wins = ((apart @ energy) * together).sum(2) < 0  # the difference of two squares
+    return replace(layer, steps=torch.where(wins[..., None], steps, layer.steps))
 
 
 def energy_of(layer: Layer) -> torch.Tensor:
-    """Second moments of the layer's inputs about their means, a little damped, [G, K, K]."""
+    """Second moments of the layer's inputs about their means, summed over the samples, [G, K, K]."""
     inputs = layer.inputs - layer.inputs.mean(1, keepdim=True)
-    return _damped(inputs.transpose(1, 2) @ inputs, DAMPING)
+    return inputs.transpose(1, 2) @ inputs
 
 
-def _damped(energy: torch.Tensor, damping: float) -> torch.Tensor:
+def _damped(energy: torch.Tensor) -> torch.Tensor:
     diagonal = energy.diagonal(dim1=1, dim2=2)
-    floor = diagonal.mean(1, keepdim=True).clamp(min=1e-12) * damping
+    floor = diagonal.mean(1, keepdim=True).clamp(min=1e-12) * DAMPING
     return energy + torch.diag_embed(floor.expand_as(diagonal))
 
 
-def _rounded_in_order(
-    weights: torch.Tensor, scales: torch.Tensor, energy: torch.Tensor, order: torch.Tensor
-) -> torch.Tensor:
-    """Optimal brain quantisation in a fixed order: [G, O, K] steps for `weights`, with `energy` [G, K, K]."""
-    groups = torch.arange(len(order))[:, None, None]
-    energy = energy[groups, order[:, :, None], order[:, None, :]]
-    left = torch.gather(weights, 2, order[:, None].expand_as(weights)) / scales[..., None]
-    inverse = torch.linalg.inv(energy.double())
-    spread = torch.linalg.cholesky(inverse, upper=True).float()
-    steps = torch.empty_like(left)
-    for start in range(0, left.shape[2], BLOCK):
-        inside = slice(start, min(start + BLOCK, left.shape[2]))
-        block = left[..., inside]
-        errors = _round_block(block, steps[..., inside], spread[:, inside, inside])
-        left[..., inside.stop :] -= errors @ spread[:, inside, inside.stop :]
-    return torch.empty_like(steps).scatter_(2, order[:, None].expand_as(steps), steps)
+def _rounded_in_order(wanted: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    """Steps for the `wanted` ones [G, O, K], by Babai's nearest plane in the lattice of `energy` [G, K, K].
+
+    That is optimal brain quantisation in a fixed order without its inverse (arXiv:2507.18553): a weight takes
+    the errors of those before it by the Cholesky factor of `energy`, last input first.
+    """
+    order = torch.argsort(energy.diagonal(dim1=1, dim2=2), dim=1)
+    groups = torch.arange(len(order), device=order.device)[:, None, None]
+    factor = _factor(energy[groups, order[:, :, None], order[:, None, :]])
+    reach = factor / factor.diagonal(dim1=1, dim2=2)[..., None]
+    places = order[..., None].expand(*order.shape, wanted.shape[1])
+    wanted = torch.gather(wanted.transpose(1, 2), 1, places)
+    errors = torch.zeros_like(wanted)
+    for stop in range(wanted.shape[1], 0, -BLOCK):
+        block, done = slice(max(stop - BLOCK, 0), stop), slice(stop, None)
+        left = torch.baddbmm(wanted[:, block], reach[:, block, done], errors[:, done])
+        _round_block(wanted[:, block], left, reach[:, block, block], errors[:, block])
+    steps = torch.round(wanted - errors)
+    return torch.empty_like(steps).scatter_(1, places, steps).transpose(1, 2)
 
 
-def _round_block(left: torch.Tensor, steps: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-    """Round `left` column by column into `steps`; both are written. The scaled errors, of their shape."""
-    errors = torch.empty_like(left)
-    for k in range(left.shape[2]):
-        steps[..., k] = torch.round(left[..., k]).clamp_(-WEIGHT_MAX, WEIGHT_MAX)
-        errors[..., k] = (left[..., k] - steps[..., k]) / spread[:, k, k, None]
-        left[..., k + 1 :] -= errors[..., k, None] * spread[:, k, None, k + 1 :]
-    return errors
+def _factor(energy: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor; damped once more where that is not enough for float32."""
+    factor: torch.Tensor
+    factor, failed = torch.linalg.cholesky_ex(energy, upper=True)
+    if not failed.any():
+        return factor
+    if not torch.isfinite(energy).all():
+        raise AlpharhoError(
+            "a layer's inputs are too large to be squared in float32; look for a diverged or missing batch "
+            "norm, or use --recipe int8_min_max"
+        )
+    return _factor(_damped(energy))
 
 
-def _better(candidate: Layer, layer: Layer) -> Layer:
-    """Channel by channel, the steps that come closer to the wanted weights' results on the inputs."""
-    inputs = layer.inputs - layer.inputs.mean(1, keepdim=True)
-
-    def noise(steps: torch.Tensor) -> torch.Tensor:
-        return (inputs @ (steps * layer.scales[..., None] - layer.weights).transpose(1, 2)).square().mean(1)
-
-    wins = noise(candidate.steps) < noise(layer.steps)
-    return replace(layer, steps=torch.where(wins[..., None], candidate.steps, layer.steps))
+def _round_block(wanted: torch.Tensor, left: torch.Tensor, reach: torch.Tensor, errors: torch.Tensor) -> None:
+    """Round `left` [G, block, O] from the last input on, and write the `errors`, which are zero before."""
+    count = left.shape[1]
+    rows = list(zip(*(values.chunk(count, 1) for values in (wanted, left, reach, errors)), strict=True))
+    for want, rest, pull, error in reversed(rows):
+        steps = torch.baddbmm(rest, pull, errors).round_().clamp_(-WEIGHT_MAX, WEIGHT_MAX)
+        torch.sub(want, steps, out=error)

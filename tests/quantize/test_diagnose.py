@@ -102,7 +102,7 @@ def test_levels_of_hard_swishs_negative_lobe_are_counted() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_layer_is_reported_in_order(recipe: str) -> None:
     model = quantize(inverted_residuals(), [images(24)], RECIPES[recipe], Io())
-    reports = diagnose(model.exact, model.graph, images(8))
+    reports = diagnose(model.exact, model.plain, images(8))
     assert [report.name for report in reports] == [node.output for node in model.exact.nodes]
     in_float = {report.name for report in reports if report.in_float}
     assert in_float <= set(map(str, model.report["float_nodes"]))  # type: ignore[call-overload]  # JSON values

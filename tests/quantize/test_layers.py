@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from export.run import Program
+from pipeline.artifacts import AlpharhoError
+from quantize import rounding
 from quantize.adaround import LearntRounding
 from quantize.affine import WEIGHT_MAX
 from quantize.bias import corrected
@@ -62,6 +64,24 @@ def test_compensated_rounding_is_never_worse_and_mostly_better(groups: int) -> N
     assert (_noise(after) <= _noise(before) * 1.0001).all()
     assert _noise(after).sum() < 0.7 * _noise(before).sum()
     assert torch.equal(after.steps, torch.round(after.steps))
+
+
+def test_compensated_rounding_takes_inputs_that_are_nearly_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "DAMPING", 1e-7)  # too little for float32
+    before = _layer()
+    inputs = before.inputs[..., :1] * torch.linspace(0.999, 1.001, 12)
+    before = replace(before, inputs=inputs, targets=inputs @ before.weights.transpose(1, 2))
+    energy = rounding.energy_of(before)
+    floor = energy.diagonal(dim1=1, dim2=2).mean() * rounding.DAMPING
+    assert torch.linalg.cholesky_ex(energy + floor * torch.eye(12)).info.any()
+    after = compensated(before)
+    assert _noise(after).sum() < 0.5 * _noise(before).sum()
+
+
+def test_compensated_rounding_refuses_inputs_whose_squares_are_not_finite() -> None:
+    layer = _layer()
+    with pytest.raises(AlpharhoError, match="too large to be squared"):
+        compensated(replace(layer, inputs=layer.inputs * 1e25))
 
 
 @pytest.mark.parametrize("one_scale", [False, True])

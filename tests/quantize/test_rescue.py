@@ -20,7 +20,7 @@ BELOW = Rung(agreement=90.0, sqnr_db=20.0, bytes=1000, partitions=1, instruction
 
 def _reports(graph: Graph) -> tuple[list[LayerReport], list[Candidate]]:
     model = quantize(graph, [images(24)], RECIPES["int8_full"], Io())
-    reports = diagnose(model.exact, model.graph, images(8, seed=3))
+    reports = diagnose(model.exact, model.plain, images(8, seed=3))
     return reports, candidates(graph, reports)
 
 
@@ -58,6 +58,14 @@ def test_a_step_that_does_not_pay_is_refused_with_its_reason(change: dict[str, A
     assert refusal(BELOW, replace(BELOW, **change)) == reason
 
 
+@pytest.mark.parametrize("sqnr_db", [float("inf"), float("-inf")])
+def test_a_step_between_two_exact_or_two_lost_models_gains_nothing(sqnr_db: float) -> None:
+    same = replace(BELOW, sqnr_db=sqnr_db)
+    kept, steps = climb([Candidate("a", frozenset("a"))], lambda nodes: same, lambda step: None)
+    assert not kept
+    assert (steps[0].sqnr_db, steps[0].reason) == (0.0, "gains less than 0.5 dB")
+
+
 def test_the_ladder_builds_on_what_it_kept() -> None:
     gains = {"a": 1.0, "b": 0.1, "c": 2.0}
 
@@ -77,9 +85,9 @@ def test_the_ladder_builds_on_what_it_kept() -> None:
 def test_the_result_of_what_is_kept_in_float_comes_closer_to_float(candidate: int) -> None:
     graph = inverted_residuals()
     model = quantize(graph, [images(24)], RECIPES["int8_min_max"], Io())
-    before = {report.name: report for report in diagnose(model.exact, model.graph, images(8, seed=3))}
+    before = {report.name: report for report in diagnose(model.exact, model.plain, images(8, seed=3))}
     chosen = candidates(graph, list(before.values()))[candidate]
     kept = quantize(graph, [images(24)], RECIPES["int8_min_max"], Io(), chosen.nodes)
-    after = {report.name: report for report in diagnose(kept.exact, kept.graph, images(8, seed=3))}
+    after = {report.name: report for report in diagnose(kept.exact, kept.plain, images(8, seed=3))}
     last = [node.output for node in graph.nodes if node.output in chosen.nodes][-1]
     assert after[last].alone_db > before[last].alone_db + 1
