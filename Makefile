@@ -84,7 +84,7 @@ mediapipe: $(READY)  ## our ImageNet files in MediaPipe Tasks, in an environment
 runtimes: $(READY)  ## every exported file on every TFLite runtime: docs/runtimes.md (3 GB of environments)
 	@$(RUN) runtimes
 
-compare: $(READY)  ## this project beside its peers: docs/compare.md (8 GB of environments, a night): ONLY
+compare: $(READY)  ## this project beside its peers: docs/compare.md (8 GB of environments, a night): ONLY (ours, conversion, ...)
 	@$(RUN) compare $(call option,ONLY,only)
 
 emulator: $(READY)  ## fetch and build what emulated ARM cores need, without root

@@ -1,53 +1,41 @@
 """The verb `compare`: this project beside its peers, on one machine: docs/compare.md.
 
 Every result is kept under `build/compare/` as soon as it is there, so that an interrupted run goes on where
-it stopped. What was not measured stays empty on the page.
+it stopped. What was not measured stays empty on the page; what earlier code of ours did is measured anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pipeline.artifacts import write_text
 from pipeline.data import REPOSITORY
 from pipeline.peers import accuracy, comparison_page, conversion, cost, environments
+from pipeline.peers.conversion import Say, Wanted
+from pipeline.progress import say
 
 PAGE = REPOSITORY / "docs" / "compare.md"
-
-
-def measure_conversion(folder: Path, again: bool) -> None:
-    """Convert every network by every maker that has not yet, or by all of them `again`."""
-    for model in conversion.NETWORKS:
-        for maker in conversion.MAKERS:
-            if again or conversion.recorded(model, maker, folder) is None:
-                _say(f"{model} by {conversion.MAKERS[maker].shown}")
-                conversion.convert(model, maker, folder)
-
-
-def measure_cost(folder: Path, again: bool) -> None:
-    """Measure every file that has no figures yet; those of a file that has changed are not its figures."""
-    cost.measure_missing(folder, again, _say)
-
-
-def measure_accuracy(folder: Path, again: bool) -> None:
-    """Quantise and test by every contender."""
-    accuracy.measure_missing(folder, again, _say)
-
-
-TABLES: Mapping[str, Callable[[Path, bool], None]] = {
-    "conversion": measure_conversion,
-    "cost": measure_cost,
-    "accuracy": measure_accuracy,
+ONLY_OURS = "ours"
+PARTS: Mapping[str, Callable[[Path, Wanted, Say], None]] = {
+    "conversion": conversion.measure_missing,
+    "accuracy": accuracy.measure_missing,
+    "instructions": cost.count_missing,
+    "latency": cost.time_missing,
 }
+BY_PEERS = ("conversion", "accuracy")  # the parts in which peers' programs run, not only their files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb `compare`."""
     parser.add_argument(
-        "--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="tables to measure (all)"
+        "--only",
+        nargs="+",
+        choices=[*PARTS, ONLY_OURS],
+        default=[],
+        metavar="PART",
+        help=f"only {', '.join(PARTS)}; '{ONLY_OURS}': only our rows, of the parts named or of all",
     )
     parser.add_argument("--again", action="store_true", help="measure also what has been measured before")
     parser.add_argument("--recorded", action="store_true", help="measure nothing, write the page")
@@ -59,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     """The verb `compare`: measures, writes the page and prints which targets are reached."""
     try:
         if not arguments.recorded:
-            _measure(arguments.only, arguments.folder, arguments.again)
+            parts = [part for part in PARTS if part in arguments.only] or list(PARTS)
+            _measure(parts, arguments.folder, Wanted(ONLY_OURS in arguments.only, arguments.again))
     finally:
         page, targets = comparison_page.page(arguments.folder)
         write_text(arguments.out, page)
@@ -67,13 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(tables: Sequence[str], folder: Path, again: bool) -> None:
-    wanted = [maker.environment for maker in conversion.MAKERS.values() if maker.environment]
-    for name in wanted:
-        environments.make(name, _say)
-    for table in tables:
-        TABLES[table](folder, again)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _measure(parts: Collection[str], folder: Path, wanted: Wanted) -> None:
+    if not wanted.only_ours and not set(parts).isdisjoint(BY_PEERS):
+        for maker in conversion.MAKERS.values():
+            if maker.environment:
+                environments.make(maker.environment, say)
+    for part in parts:
+        PARTS[part](folder, wanted, say)

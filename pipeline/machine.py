@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -35,6 +36,11 @@ def parse_cpuinfo(text: str) -> Processor:
     features = [frozenset((core.get("flags") or core["Features"]).split()) for core in cores]
     names = dict.fromkeys(_core_name(core) for core in cores)
     return Processor(tuple(names), frozenset.intersection(*features) if features else frozenset())
+
+
+def this_processor() -> str:
+    """The distinct cores' names of this machine, which must have a /proc/cpuinfo."""
+    return ", ".join(parse_cpuinfo(Path("/proc/cpuinfo").read_text()).names) or "an unknown processor"
 
 
 def _fields(block: str) -> dict[str, str]:

@@ -7,18 +7,15 @@ measuring again measures what has changed and nothing else.
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-import quantize as quantize_package
 from device_bench.records import from_plain, read_json, to_plain, write_json
 from export.check import audit_delegate, check_delegate
 from export.runtime import load_tflite_predictor
@@ -28,13 +25,19 @@ from pipeline.data import normalise
 from pipeline.evaluate import accuracy_of, batched
 from pipeline.measures import Quality, compare, in_batches, reference_logits
 from pipeline.photographs import FOLDER
+from pipeline.source_digest import source_digest
 from pipeline.subjects import Subject, subject_named
 from pipeline.summary import aligned
 from quantize.int8 import Io
-from quantize.recipes import RECIPES, Recipe
+from quantize.recipes import FLOAT_PARTS, RECIPES, Recipe
 
+STEPS = (
+    "graph_passes",
+    "float_parts",
+    "layer_passes",
+    "final_passes",
+)  # fields of a recipe that change what a file answers
 ONE_SCALE = "one scale per weight tensor, nothing else"
-CODE = ("quantize", "export")  # the folders whose code decides what a quantised file holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,7 @@ def measured(
 ) -> Measurement:
     """As `measure`, but read from `folder` where the same has been measured before."""
     how = json.dumps([precision, to_plain(recipe)], sort_keys=True)
-    parts = (digest(subject, number), how, _code())
+    parts = (digest(subject, number), how, source_digest())
     path = folder / "measured" / f"{sha256(' '.join(parts).encode()).hexdigest()[:24]}.json"
     if not path.is_file():
         write_json(path, to_plain(measure(subject, label, recipe, number, precision, folder)))
@@ -112,15 +115,6 @@ def digest(subject: Subject, number: int) -> str:
     return f"{content.hexdigest()} {number}"
 
 
-@cache
-def _code() -> str:
-    """A digest of the code that quantises, which comments and layout leave as it is."""
-    root = Path(quantize_package.__file__).parent.parent
-    sources = [path for folder in CODE for path in sorted((root / folder).glob("*.py"))]
-    trees = (ast.dump(ast.parse(path.read_text())) for path in sources)
-    return sha256("".join(trees).encode()).hexdigest()
-
-
 # --- the ablation -------------------------------------------------------------------------------------------
 
 
@@ -133,12 +127,11 @@ def ablation() -> dict[str, Recipe]:
     """The default recipe, it without each of its steps, with other rules, the other recipes, and no step."""
     full, plain = RECIPES["int8"], RECIPES["int8_min_max"]
     rows = {"int8": full}
-    for field in fields(Recipe):
-        steps = getattr(full, field.name)
-        if isinstance(steps, tuple):
-            rows |= {f"without {step}": without(full, field.name, step) for step in steps}
+    for field in STEPS:
+        rows |= {f"without {step}": without(full, field, step) for step in getattr(full, field)}
     rows |= {f"ranges {rule}": replace(full, ranges=rule) for rule in ("percentile", "mse")}
-    rows["gates in float too"] = replace(full, float_parts=(*full.float_parts, "gates"))
+    for part in [name for name in FLOAT_PARTS if name not in full.float_parts]:
+        rows[f"{part} in float too"] = replace(full, float_parts=(*full.float_parts, part))
     rows |= {name: recipe for name, recipe in RECIPES.items() if recipe not in (full, plain)}
     rows[ONE_SCALE] = replace(plain, weights="per_tensor")
     return rows | {"int8_min_max": plain}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +19,12 @@ import numpy as np
 
 from device_bench.emulated import CORES, EmulatedDevice
 from export.runtime import Logits, dequantised, input_values
-from pipeline.artifacts import AlpharhoError, UsageError, write_array, write_bytes
+from pipeline.artifacts import AlpharhoError, CheckError, UsageError, write_array, write_bytes
 from pipeline.data import Images, normalise
 from pipeline.evaluate import batched
 from pipeline.measures import Quality, compare, reference_logits
 from pipeline.photographs import FOLDER, SEED
-from pipeline.quality import converted
+from pipeline.quality import converted, measured
 from pipeline.subjects import Subject, photographed
 from pipeline.summary import aligned
 from quantize.recipes import RECIPES
@@ -31,7 +32,25 @@ from quantize.recipes import RECIPES
 PRECISIONS = ("float16", "int8")
 CHUNK = 15  # crops in one process of the emulator
 CORE = "cortex-a76"
+LEAST: Mapping[str, float] = {"float16": 98.0}  # percent of the crops that must agree with float32
+HEAD = ("file", "crops", "agree %", "confident %", "SQNR dB", "at least %", "verdict")
 Array = TypeVar("Array", Images, Logits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnCore:
+    """A precision's file by the kernels of a core against ONNX Runtime's float32, on crops of one split."""
+
+    precision: str
+    split: int
+    quality: Quality
+
+    @property
+    def verdict(self) -> str:
+        """`reached` or `missed`; empty where nothing is asked of the precision."""
+        if self.precision not in LEAST:
+            return ""
+        return "reached" if self.quality.agreement >= LEAST[self.precision] else "missed"
 
 
 def place(sha: str, crops: Images, core: str, folder: Path = FOLDER) -> Path:
@@ -75,12 +94,52 @@ def remembered(core: str, sha: str, images: Images, folder: Path = FOLDER) -> Lo
     return np.concatenate(done) if done else np.empty((0, 0), np.float32)
 
 
-def measure_on(core: str, subject: Subject, precision: str, number: int, crops: int) -> Quality:
-    """The file of a precision by the kernels of `core` against ONNX Runtime's float32, on some test crops."""
+def measure_on(core: str, subject: Subject, precision: str, number: int, crops: int) -> OnCore:
+    """The file of a precision by the kernels of `core`, on some test crops; what is missing is run."""
     images = spread(subject.splits[number].test)[:crops]
     content = converted(subject, RECIPES["int8"], number, precision)
     reference = reference_logits(subject.model, subject.splits[number].test)
-    return compare(logits_on(core, content, images), spread(reference)[:crops])
+    quality = compare(logits_on(core, content, images), spread(reference)[:crops])
+    return OnCore(precision=precision, split=number, quality=quality)
+
+
+def done_on(core: str, subject: Subject) -> list[OnCore]:
+    """What is remembered of the files that this code makes, split by split; nothing is run on the core."""
+    found = []
+    for number, part in enumerate(subject.splits):
+        images, reference = spread(part.test), spread(reference_logits(subject.model, part.test))
+        for precision in PRECISIONS:
+            sha = measured(subject, precision, RECIPES["int8"], number, precision).sha256
+            logits = remembered(core, sha, images)
+            if len(logits):
+                quality = compare(logits, reference[: len(logits)])
+                found.append(OnCore(precision=precision, split=number, quality=quality))
+    return found
+
+
+def row(core: str, found: OnCore) -> tuple[str, ...]:
+    """The cells under HEAD."""
+    quality, least = found.quality, LEAST.get(found.precision)
+    return (
+        f"{found.precision} on {core}",
+        str(quality.crops),
+        f"{quality.agreement:.1f}",
+        "" if quality.confident_agreement is None else f"{quality.confident_agreement:.1f}",
+        f"{quality.sqnr_db:.2f}",
+        "" if least is None else f"{least:g}",
+        found.verdict,
+    )
+
+
+def check(found: Sequence[OnCore]) -> None:
+    """CheckError that names every precision that agrees on fewer crops than it must."""
+    missed = [
+        f"{one.precision} agrees on {one.quality.agreement:.1f} %, {LEAST[one.precision]:g} are the least"
+        for one in found
+        if one.verdict == "missed"
+    ]
+    if missed:
+        raise CheckError(f"{'; '.join(missed)}; look at the layers with python -m pipeline diagnose v2")
 
 
 def spread(rows: Array) -> Array:
@@ -100,13 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subject = photographed()
         if parsed.split not in range(len(subject.splits)) or parsed.crops < 1:
             raise UsageError(f"splits go from 0 to {len(subject.splits) - 1}, and one crop is the least")
-        rows = [("file", "crops", "agree %", "confident %", "SQNR dB")]
-        for precision in parsed.precision:
-            found = measure_on(parsed.core, subject, precision, parsed.split, parsed.crops)
-            sure = "" if found.confident_agreement is None else f"{found.confident_agreement:.1f}"
-            figures = (f"{found.agreement:.1f}", sure, f"{found.sqnr_db:.2f}")
-            rows.append((f"{precision} on {parsed.core}", str(found.crops), *figures))
-        print(aligned(rows))
+        found = [
+            measure_on(parsed.core, subject, precision, parsed.split, parsed.crops)
+            for precision in parsed.precision
+        ]
+        print(aligned([HEAD, *(row(parsed.core, one) for one in found)]))
+        check(found)
     except AlpharhoError as error:
         print(f"pipeline.quality_arm: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

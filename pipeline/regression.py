@@ -3,7 +3,8 @@
 Accuracy is compared image by image with the recorded run (McNemar's test for paired samples), because two
 percentages of the same images say little of what changed. A drop is REGRESSED when it is significant. A run
 is OK only when a drop beyond the tolerance can be ruled out; INCONCLUSIVE, which fails too, means that the
-images are too few to tell.
+images are too few to tell. A file that is recorded and no longer made fails by name, and so does a
+comparison with a run on other images.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,8 @@ from device_bench.records import from_plain, read_json, to_plain, write_json
 from export.runtime import load_tflite_predictor
 from models.weights import read_metadata
 from pipeline.artifacts import AlpharhoError, CheckError
-from pipeline.data import normalise, open_dataset
-from pipeline.evaluate import predict
+from pipeline.data import Split, normalise, open_dataset
+from pipeline.evaluate import BATCH, predict
 from pipeline.job import SHIPPED_WEIGHTS, Request, export
 from pipeline.manifest import Manifest
 from pipeline.summary import aligned
@@ -42,15 +44,19 @@ TOLERANCE_POINTS = 0.5  # of top-1, that may go unnoticed
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Which test images a file classified rightly: `bits` is the packed string of `samples` bits in hex."""
+    """Which test images a file classified rightly: `bits` is the packed string of `samples` bits in hex.
+
+    `images` is the SHA-256 of the pixels and labels, empty in a file of before it was kept.
+    """
 
     samples: int
     bits: str
+    images: str = ""
 
     @classmethod
-    def of(cls, right: NDArray[np.bool_]) -> Recorded:
-        """The record of one flag an image."""
-        return cls(len(right), np.packbits(right).tobytes().hex())
+    def of(cls, right: NDArray[np.bool_], images: str) -> Recorded:
+        """The record of one flag an image, and the digest of the images."""
+        return cls(len(right), np.packbits(right).tobytes().hex(), images)
 
     def right(self) -> NDArray[np.bool_]:
         """One flag an image. AlpharhoError for a damaged record."""
@@ -96,10 +102,10 @@ class Verdict:
         return "OK" if self.most <= TOLERANCE_POINTS else "INCONCLUSIVE"
 
 
-def compared(key: str, before: NDArray[np.bool_], now: NDArray[np.bool_]) -> Verdict:
-    """McNemar's test of `now` against `before`, one flag an image. CheckError for other images."""
-    if len(before) != len(now):
-        raise CheckError(f"{key}: {len(now)} test images, the baseline has {len(before)}; run make baseline")
+def compared(key: str, recorded: Recorded, run: Recorded) -> Verdict:
+    """McNemar's test of `run` against what is recorded. CheckError for other images."""
+    check_images(key, recorded, run)
+    before, now = recorded.right(), run.right()
     lost, won = int((before & ~now).sum()), int((~before & now).sum())
     per_image = 100 / len(now)
     return Verdict(
@@ -111,6 +117,21 @@ def compared(key: str, before: NDArray[np.bool_], now: NDArray[np.bool_]) -> Ver
         most=most_lost(lost, won) * per_image,
         detectable=least_detectable(lost + won) * per_image,
     )
+
+
+def check_images(key: str, recorded: Recorded, run: Recorded) -> None:
+    """CheckError unless both are of the same test images and labels."""
+    if recorded.samples != run.samples:
+        raise CheckError(
+            f"{key}: {run.samples} test images, the baseline has {recorded.samples}; run make baseline"
+        )
+    if not recorded.images:
+        raise CheckError(f"{key}: {ACCURACY.name} does not say of which images it is; run make baseline")
+    if recorded.images != run.images:
+        raise CheckError(
+            f"{key}: the baseline was recorded on other test images or labels ({recorded.images[:12]}, here "
+            f"{run.images[:12]}), so nothing can be compared; put the images back, or run make baseline"
+        )
 
 
 def tail(lost: int, changed: int) -> float:
@@ -141,12 +162,24 @@ def shipped() -> Iterator[Request]:
         yield Request(model=noted["model"], alpha=float(noted["alpha"]), rho=rho, dataset=noted["dataset"])
 
 
-def right_of(manifest: Manifest, precision: str, dataset: str) -> NDArray[np.bool_]:
-    """Whether each test image is classified rightly by the exported file."""
-    path = BUILD / manifest.variant / manifest.artifacts[precision].path
-    split = open_dataset(dataset).test
-    logits, labels = predict(load_tflite_predictor(path, normalise), split, manifest.resolution, path.name)
-    return np.asarray(logits.argmax(1) == labels)
+def recorded(manifest: Manifest, dataset: str) -> Iterator[tuple[str, Recorded]]:
+    """The key and the record of the network's exported files, a precision after the other."""
+    test = open_dataset(dataset).test
+    images = digest(test, manifest.resolution)
+    for precision in PRECISIONS:
+        path = BUILD / manifest.variant / manifest.artifacts[precision].path
+        predictor = load_tflite_predictor(path, normalise)
+        logits, labels = predict(predictor, test, manifest.resolution, path.name)
+        yield f"{manifest.variant}.{precision}", Recorded.of(logits.argmax(1) == labels, images)
+
+
+def digest(test: Split, resolution: int) -> str:
+    """SHA-256 of all pixels at `resolution` and all labels, in their order."""
+    found = sha256()
+    for pixels, labels in test.batches(BATCH, resolution):
+        found.update(pixels.tobytes())
+        found.update(labels.astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 def count(manifests: Sequence[Manifest], cores: Sequence[str] = CORES) -> instruction_baseline.Baseline:
@@ -167,9 +200,9 @@ def accuracies(manifests: Sequence[Manifest], requests: Sequence[Request]) -> Ac
     """The record of every exported file."""
     return AccuracyBaseline(
         {
-            f"{manifest.variant}.{precision}": Recorded.of(right_of(manifest, precision, request.dataset))
+            key: record
             for manifest, request in zip(manifests, requests, strict=True)
-            for precision in PRECISIONS
+            for key, record in recorded(manifest, request.dataset)
         }
     )
 
@@ -179,14 +212,23 @@ def load_accuracy(path: Path = ACCURACY) -> AccuracyBaseline:
     return from_plain(AccuracyBaseline, read_json(path), str(path)) if path.exists() else AccuracyBaseline()
 
 
-def verdicts(recorded: AccuracyBaseline, now: AccuracyBaseline) -> list[Verdict]:
-    """A verdict for every file. CheckError for one that was never recorded."""
-    missing = sorted(now.runs.keys() - recorded.runs.keys())
-    if missing:
+def verdicts(before: AccuracyBaseline, now: AccuracyBaseline) -> list[Verdict]:
+    """A verdict for every file. CheckError for one that was never recorded, or is recorded and gone."""
+    if unknown := sorted(now.runs.keys() - before.runs.keys()):
         raise CheckError(
-            f"no accuracy baseline of {', '.join(missing)}; run make baseline and look at the change"
+            f"no accuracy baseline of {', '.join(unknown)}; run make baseline and look at the change"
         )
-    return [compared(key, recorded.runs[key].right(), run.right()) for key, run in now.runs.items()]
+    check_all_made("accuracy", before.runs, now.runs)
+    return [compared(key, before.runs[key], run) for key, run in now.runs.items()]
+
+
+def check_all_made(what: str, before: Collection[str], now: Collection[str]) -> None:
+    """CheckError that names every key of a baseline that this run has no figure for."""
+    if gone := sorted(set(before) - set(now)):
+        raise CheckError(
+            f"{what} baseline: {', '.join(gone)} recorded, but no longer made; put the network back under "
+            f"{SHIPPED_WEIGHTS.name}/, or run make baseline if it is meant to go"
+        )
 
 
 def table(found: Sequence[Verdict]) -> str:
@@ -226,12 +268,16 @@ def difference(before: AccuracyBaseline, after: AccuracyBaseline) -> str:
     lines = []
     for key in sorted(before.runs.keys() | after.runs.keys()):
         old, new = (
-            f"{int(run.right().sum())} of {run.samples} right" if run else "nothing"
+            f"{int(run.right().sum())} of {run.samples} right{_images(run)}" if run else "nothing"
             for run in (before.runs.get(key), after.runs.get(key))
         )
         if before.runs.get(key) != after.runs.get(key):
             lines.append(f"{key}: {old} -> {new}")
     return "\n".join(lines)
+
+
+def _images(run: Recorded) -> str:
+    return f", images {run.images[:12]}" if run.images else ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -248,14 +294,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise CheckError(f"{SHIPPED_WEIGHTS} holds no weights to check")
     manifests = [export(request, say=lambda line: print(line, file=sys.stderr)) for request in requests]
     now, counted = accuracies(manifests, requests), _counted(manifests)
-    recorded, held = load_accuracy(), instruction_baseline.load(INSTRUCTIONS)
+    before, held = load_accuracy(), instruction_baseline.load(INSTRUCTIONS)
     if arguments.update:
-        _update(recorded, now, held, counted)
+        _update(before, now, held, counted)
         return 0
-    found = verdicts(recorded, now)
+    found = verdicts(before, now)
     print(table(found))
     check_accuracy(found)
     if counted is not None:
+        check_all_made("instruction", held.instructions, counted.instructions)
         instruction_baseline.check(held, counted)
         allowed = 100 * instruction_baseline.TOLERANCE
         print(f"instructions: {len(counted.instructions)} counts, none risen by more than {allowed:g} %")
@@ -274,13 +321,13 @@ def _counted(manifests: Sequence[Manifest]) -> instruction_baseline.Baseline | N
 
 
 def _update(
-    recorded: AccuracyBaseline,
+    before: AccuracyBaseline,
     now: AccuracyBaseline,
     held: instruction_baseline.Baseline,
     counted: instruction_baseline.Baseline | None,
 ) -> None:
     counts = instruction_baseline.difference(held, counted) if counted is not None else ""
-    print("\n".join(filter(None, (difference(recorded, now), counts))) or "the baselines are as they were")
+    print("\n".join(filter(None, (difference(before, now), counts))) or "the baselines are as they were")
     write_json(ACCURACY, to_plain(now))
     if counted is not None:
         instruction_baseline.save(counted, INSTRUCTIONS)

@@ -24,8 +24,9 @@ from pipeline.convert import CALIBRATION_IMAGES, Calibration, convert_graph, loa
 from pipeline.data import REPOSITORY, Images, normalise, open_dataset, open_fashion_mnist_sample
 from pipeline.evaluate import agreement_of, batched
 from pipeline.job import SHIPPED_WEIGHTS, Request, calibration_images, export
+from pipeline.markdown import markdown_table
 from pipeline.peers import conversion, environments
-from pipeline.peers.page import markdown_table
+from pipeline.progress import say
 from pipeline.variant import IMAGENET_RESOLUTION, PRECISIONS, Variant
 from quantize.int8 import Io
 from quantize.recipes import RECIPES
@@ -122,7 +123,7 @@ def shipped(name: str) -> Subject:
     """The files that `export` makes of shipped weights, and `int8_full` beside them; all made anew."""
     variant, dataset = _variant(name), open_dataset("fashion_mnist")
     folder = FOLDER / variant.name
-    export(Request(model=variant.model, alpha=variant.alpha, out=folder), say=_say)
+    export(Request(model=variant.model, alpha=variant.alpha, out=folder), say=say)
     chosen = np.linspace(0, len(dataset.test) - 1, IMAGES, dtype=np.int64)
     pixels, _ = dataset.test.take(chosen, variant.resolution)
     images = calibration_images(dataset.calibration, CALIBRATION_IMAGES, variant.resolution, 0)
@@ -254,13 +255,13 @@ def page(cells: Sequence[Cell]) -> str:
 
 def _table(subject: str, cells: Sequence[Cell]) -> str:
     found = {(cell.runtime, cell.kind): cell for cell in cells if cell.subject == subject}
-    rows: list[Sequence[str]] = [("runtime", *KINDS)]
+    rows = []
     for runtime in RUNTIMES:
         row = [found.get((runtime, kind)) for kind in KINDS]
         named = [cell for cell in row if cell is not None]
         if named:
             rows.append((_shown(named[0]), *(_cell(cell) for cell in row)))
-    return markdown_table(rows)
+    return markdown_table(("runtime", *KINDS), rows)
 
 
 def _shown(cell: Cell) -> str:
@@ -274,16 +275,16 @@ def _shown(cell: Cell) -> str:
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    if cell.refused:
-        return "refused"
-    return f"{cell.agreement:.0f} % · {1000 * cell.largest:.1f} ‰ · {cell.partitions}"
+    measured = f"{cell.agreement:.0f} % · {1000 * cell.largest:.1f} ‰ · {cell.partitions}"
+    shown = "refused" if cell.refused else measured
+    return f"**{shown}**" if complaint(cell) else shown
 
 
 HEAD = f"""# Every exported file on every runtime
 
 Made by `make runtimes`; do not edit. A cell says: the share of real images whose first class is that of the
 float32 network in ONNX Runtime · the largest difference of a logit from the project's own runtime with the
-same file, in thousandths of the logits' range · delegate partitions.
+same file, in thousandths of the logits' range · delegate partitions. Bold is what is not as it must be.
 
 Shipped variants answer {IMAGES} test images of Fashion-MNIST, networks at {IMAGENET_RESOLUTION}, which are
 untrained and have no clear first class, {LARGE_IMAGES}. `int8` and `int8_full` are recipes: `int8` asks
@@ -306,7 +307,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = [RUNTIMES[name] for name in RUNTIMES if name in {"own", *arguments.runtime}]
     for runtime in chosen:
         if runtime.environment:
-            environments.make(runtime.environment, _say)
+            environments.make(runtime.environment, say)
     cells: list[Cell] = []
     for name in arguments.subject:
         subject = SUBJECTS[name]()
@@ -328,12 +329,8 @@ def _column(subject: Subject, kind: str, runtimes: Sequence[Runtime]) -> list[Ce
     cells: list[Cell] = []
     own: Logits | None = None
     for runtime in runtimes:
-        _say(f"{subject.name} {kind} on {runtime.name}")
+        say(f"{subject.name} {kind} on {runtime.name}")
         cell, logits = run_cell(subject, kind, runtime, own)
         cells.append(cell)
         own = logits if own is None else own
     return cells
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

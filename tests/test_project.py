@@ -31,7 +31,7 @@ OURS = ("models", "export", "quantize", "device_bench", "pipeline")
 MAY_IMPORT_OF_OURS = {  # stages know the files they read, not each other's code; pipeline sits on top
     "models":       ("models", "pipeline.artifacts"),
     "export":       ("export", "pipeline.artifacts"),
-    "quantize":     ("quantize", "pipeline.artifacts", "export.graph", "export.run"),
+    "quantize":     ("quantize", "pipeline.artifacts", "export.graph", "export.parallel", "export.run"),
     "device_bench": ("device_bench", "pipeline.artifacts"),
     "pipeline":     OURS,
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,17 @@ from pipeline.artifacts import AlpharhoError, write_array, write_bytes
 from pipeline.data import normalise
 from pipeline.measures import Quality, compare, reference_logits
 from pipeline.peers import environments
-from pipeline.peers.conversion import request_of, write_network
+from pipeline.peers.conversion import (
+    MAKERS,
+    OUR_SCRIPT,
+    OURS,
+    Maker,
+    Say,
+    Wanted,
+    code_of,
+    request_of,
+    write_network,
+)
 from pipeline.peers.static_onnx import quantize_static
 from pipeline.photographs import PHOTOGRAPHS, Split
 from pipeline.subjects import Subject, photographed
@@ -24,52 +35,41 @@ from pipeline.subjects import Subject, photographed
 MODEL, PADDING = "v2", "torch"  # torchvision's network
 SPLITS = range(len(PHOTOGRAPHS))
 
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """An int8 file by a script, as in `conversion.Maker`; no script means ONNX Runtime's quantiser."""
-
-    shown: str
-    script: str = ""
-    environment: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
-
-
-CONTENDERS: Mapping[str, Contender] = {
-    "alpharho": Contender(
-        shown="alpharho, recipe int8", script="convert_alpharho", options={"recipe": "int8"}
-    ),
-    "alpharho_full": Contender(
-        shown="alpharho, recipe int8_full", script="convert_alpharho", options={"recipe": "int8_full"}
-    ),
-    "litert": Contender(
+CONTENDERS: Mapping[str, Maker] = {
+    OURS: MAKERS[OURS],
+    "alpharho_full": Maker(shown="alpharho", script=OUR_SCRIPT, options={"recipe": "int8_full"}),
+    "litert": Maker(
         shown="litert-quantizer, its own calibration",
         script="convert_litert_torch",
         environment="litert_torch",
         options={"calibrated": "default"},
     ),
-    "litert_min_max": Contender(
+    "litert_min_max": Maker(
         shown="litert-quantizer, min/max calibration",
         script="convert_litert_torch",
         environment="litert_torch",
         options={"calibrated": "min_max"},
     ),
-    "onnx2tf": Contender(shown="onnx2tf", script="convert_onnx2tf", environment="onnx2tf"),
-    "onnxruntime": Contender(shown="ONNX Runtime, static QDQ, min/max"),
+    "onnx2tf": MAKERS["onnx2tf"],
+    "onnxruntime": Maker(shown="ONNX Runtime, static QDQ, min/max", script=""),  # in the project's own
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """One contender's int8 file on one split; `refused` says why there is none."""
+    """One contender's int8 file on one split; `code` as in `Conversion`, `refused` says why there is none."""
 
     contender: str
     split: int
     quality: Quality | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
     refused: str = ""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is of a peer, or of this project's code as it is now."""
+        return self.code == code_of(CONTENDERS[self.contender])
 
 
 def recorded(contender: str, split: int, folder: Path) -> Accuracy | None:
@@ -78,36 +78,36 @@ def recorded(contender: str, split: int, folder: Path) -> Accuracy | None:
     return from_plain(Accuracy, read_json(path), str(path)) if path.is_file() else None
 
 
-def measure_missing(folder: Path, again: bool, say: Say) -> None:
-    """Measure what has no record yet, or everything `again`, split by split."""
-    wanted = [
+def measure_missing(folder: Path, wanted: Wanted, say: Say) -> None:
+    """Measure what has no record of the code as it is, or all that is `wanted` again, split by split."""
+    known = {each: recorded(*each, folder) for each in product(CONTENDERS, SPLITS)}
+    chosen = [
         (contender, number)
-        for number in SPLITS
-        for contender in CONTENDERS
-        if again or recorded(contender, number, folder) is None
+        for (contender, number), found in known.items()
+        if wanted.wants(CONTENDERS[contender], found is not None and found.is_current)
     ]
-    if not wanted:
+    if not chosen:
         return
     subject = photographed()
-    for contender, number in wanted:
-        say(f"split {number} by {CONTENDERS[contender].shown}")
+    for contender, number in chosen:
+        say(f"split {number} by {CONTENDERS[contender].with_recipe}")
         found = _measured(contender, number, subject, folder)
         write_json(_place(contender, number, folder) / "accuracy.json", to_plain(found))
 
 
 def _measured(contender: str, number: int, subject: Subject, folder: Path) -> Accuracy:
-    part, out = subject.splits[number], _place(contender, number, folder)
+    part, out, who = subject.splits[number], _place(contender, number, folder), CONTENDERS[contender]
     source = _prepared(subject, number, folder)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        logits, versions = _logits(CONTENDERS[contender], source, out, part)
+        logits, versions = _logits(who, source, out, part)
     except AlpharhoError as error:
-        return Accuracy(contender=contender, split=number, refused=str(error))
+        return Accuracy(contender=contender, split=number, code=code_of(who), refused=str(error))
     quality = compare(logits, reference_logits(subject.model, part.test))
-    return Accuracy(contender=contender, split=number, quality=quality, versions=versions)
+    return Accuracy(contender=contender, split=number, quality=quality, versions=versions, code=code_of(who))
 
 
-def _logits(who: Contender, source: Path, out: Path, part: Split) -> tuple[Logits, dict[str, str]]:
+def _logits(who: Maker, source: Path, out: Path, part: Split) -> tuple[Logits, dict[str, str]]:
     """Logits of the test crops by the contender's file, and the versions that made it."""
     images = normalise(part.test)
     if not who.script:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from models.weights import save_weights
 from pipeline.artifacts import AlpharhoError, write_array, write_bytes
 from pipeline.data import REPOSITORY, normalise, open_fashion_mnist_sample
 from pipeline.peers import environments
+from pipeline.source_digest import source_digest
 from pipeline.untrained import calibrate_norms
 from pipeline.variant import IMAGENET_CLASSES, IMAGENET_RESOLUTION, PRECISIONS
 
 NETWORKS = ("v2", "v3_small", "v1", "v3_large")
 CALIBRATION_IMAGES = 20  # what onnx2tf takes when nothing is said
 OURS = "alpharho"
+OUR_SCRIPT = "convert_alpharho"
 FOLDER = REPOSITORY / "build" / "compare"
 
 Say = Callable[[str], None]
@@ -32,26 +35,53 @@ Say = Callable[[str], None]
 class Maker:
     """Who converts: a script of this package, its environment (none: the project's own), what it is told.
 
-    The files of those that are compared are also measured.
+    `does` says what its int8 is, beside the others'. The files of those that are compared are also measured.
     """
 
     shown: str
     script: str
     environment: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    does: str = ""
     starts_from_onnx: bool = False
-    is_peer: bool = True
     is_compared: bool = True
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this project's own script that converts."""
+        return self.script == OUR_SCRIPT
+
+    @property
+    def with_recipe(self) -> str:
+        """How it is called where makers differ in what they are told."""
+        return f"{self.shown}, recipe {self.options['recipe']}" if self.is_ours else self.shown
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to measure: of all makers or `only_ours`, and `again` also what is known."""
+
+    only_ours: bool = False
+    again: bool = False
+
+    def wants(self, maker: Maker, is_known: bool) -> bool:
+        """Whether this maker's row is to be measured."""
+        return (self.again or not is_known) and (maker.is_ours or not self.only_ours)
 
 
 MAKERS: Mapping[str, Maker] = {
-    OURS: Maker(shown="alpharho", script="convert_alpharho", options={"recipe": "int8"}, is_peer=False),
     "alpharho_min_max": Maker(
-        shown="alpharho, recipe int8_min_max",
-        script="convert_alpharho",
+        shown="alpharho",
+        script=OUR_SCRIPT,
         options={"recipe": "int8_min_max"},
-        is_peer=False,
+        does="the same work as the peers'",
         is_compared=False,
+    ),
+    OURS: Maker(
+        shown="alpharho",
+        script=OUR_SCRIPT,
+        options={"recipe": "int8"},
+        does="the default, which does more",
     ),
     "litert_torch": Maker(
         shown="litert-torch + litert-quantizer", script="convert_litert_torch", environment="litert_torch"
@@ -70,6 +100,7 @@ class Conversion:
     `onnx_seconds` is the export to ONNX, `seconds` the rest up to float32 and int8 on disk, imports apart;
     `onnx_cpu_seconds` and `cpu_seconds` are the same in time of processors, which other work disturbs less;
     `process_seconds` is the whole process, float16 included; `peak_bytes` its most memory before float16.
+    `code` is the digest of the project's code that converted, empty for peers.
     """
 
     maker: str
@@ -82,7 +113,18 @@ class Conversion:
     peak_bytes: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
     refused: str = ""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is of a peer, or of this project's code as it is now."""
+        return self.code == code_of(MAKERS[self.maker])
+
+
+def code_of(maker: Maker) -> str:
+    """The digest of the code that converts, where that is ours; the pins decide what a peer does."""
+    return source_digest() if maker.is_ours else ""
 
 
 def prepared(model: str, folder: Path) -> Path:
@@ -139,7 +181,7 @@ def convert(model: str, maker: str, folder: Path) -> Conversion:
             [str(python)], who.script, {**request_of(model, source, out), **who.options}
         )
     except AlpharhoError as error:
-        if not who.is_peer:
+        if who.is_ours:
             raise
         found = Conversion(maker=maker, model=model, refused=str(error))
     else:
@@ -149,10 +191,20 @@ def convert(model: str, maker: str, folder: Path) -> Conversion:
             model=model,
             process_seconds=time.perf_counter() - started,
             sizes=sizes,
+            code=code_of(who),
             **answer,
         )
     write_json(out / "conversion.json", to_plain(found))
     return found
+
+
+def measure_missing(folder: Path, wanted: Wanted, say: Say) -> None:
+    """Convert what has no record of the code as it is, or all that is `wanted` again."""
+    for model, maker in product(NETWORKS, MAKERS):
+        known = recorded(model, maker, folder)
+        if wanted.wants(MAKERS[maker], known is not None and known.is_current):
+            say(f"{model} by {MAKERS[maker].with_recipe}")
+            convert(model, maker, folder)
 
 
 def recorded(model: str, maker: str, folder: Path) -> Conversion | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,7 @@ from device_bench.statistics import ratio_interval, samples_by_process, summariz
 from export.check import audit_delegate
 from export.read_tflite import read_tflite
 from pipeline.artifacts import sha256_of
-from pipeline.peers.conversion import MAKERS, NETWORKS, OURS
+from pipeline.peers.conversion import MAKERS, NETWORKS, OURS, Say, Wanted
 
 CORES = ("cortex-a76", "cortex-a72")
 COUNTED_OPS = ("TRANSPOSE", "PAD", "DEQUANTIZE")
@@ -152,26 +152,35 @@ def measure_instructions(model: str, maker: str, precision: str, core: str, fold
     write_json(_record(path, core), to_plain(record))
 
 
-def measure_missing(folder: Path, again: bool, say: Callable[[str], None]) -> None:
-    """Measure what is not there yet, or everything `again`, in order of importance; each result is kept.
+def time_missing(folder: Path, wanted: Wanted, say: Say) -> None:
+    """Time what has no settled ratio yet, or everything again, in order of importance; each result is kept.
 
-    Latencies that a busy machine has disturbed are taken anew each time.
+    Whoever is wanted, all makers' files of a network are timed together: a ratio needs both.
     """
     for precision, model in ORDER:
-        makers = [maker for maker in FILED if file_of(model, maker, precision, folder).is_file()]
-        known = {maker: costs(model, maker, precision, folder) for maker in makers}
-        for maker in makers:
-            measure_operators(model, maker, precision, folder)
+        known = _known(model, precision, folder)
         settled = all(found.latency is not None and found.latency.is_settled for found in known.values())
-        if OURS in makers and (again or not settled):
-            say(f"{model} {precision}: latency of {len(makers)} files")
+        if OURS in known and (wanted.again or not settled):
+            say(f"{model} {precision}: latency of {len(known)} files")
             measure_latency(model, precision, folder)
-    for core, (precision, model), maker in product(CORES, ORDER, FILED):
-        if not file_of(model, maker, precision, folder).is_file():
-            continue
-        if again or core not in costs(model, maker, precision, folder).instructions:
-            say(f"{model} {precision} of {maker}: instructions on {core}")
-            measure_instructions(model, maker, precision, core, folder)
+
+
+def count_missing(folder: Path, wanted: Wanted, say: Say) -> None:
+    """Count operators and instructions of what is not counted yet, or everything again, each result kept."""
+    for core, (precision, model) in product(CORES, ORDER):
+        for maker, found in _known(model, precision, folder).items():
+            if wanted.wants(MAKERS[maker], core in found.instructions):
+                say(f"{model} {precision} of {maker}: instructions on {core}")
+                measure_instructions(model, maker, precision, core, folder)
+
+
+def _known(model: str, precision: str, folder: Path) -> dict[str, Cost]:
+    """What is known of the files that are there, their operators at least."""
+    makers = [maker for maker in FILED if file_of(model, maker, precision, folder).is_file()]
+    for maker in makers:
+        if costs(model, maker, precision, folder).operators is None:
+            measure_operators(model, maker, precision, folder)
+    return {maker: costs(model, maker, precision, folder) for maker in makers}
 
 
 def _record(path: Path, name: str) -> Path:

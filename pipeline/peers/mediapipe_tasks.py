@@ -22,6 +22,7 @@ from pipeline.artifacts import AlpharhoError, CheckError
 from pipeline.data import REPOSITORY, Images, load_image, normalise
 from pipeline.job import Request, export
 from pipeline.peers import environments
+from pipeline.progress import say
 from pipeline.summary import aligned
 from pipeline.variant import IMAGENET_RESOLUTION
 from quantize.int8 import Io
@@ -93,7 +94,7 @@ def make_files(out: Path = FOLDER) -> Path:
         io=Io(input="uint8", output="uint8"),
         head="probabilities",
     )
-    export(request, say=lambda stage: print(stage, file=sys.stderr, flush=True))
+    export(request, say=say)
     return out
 
 

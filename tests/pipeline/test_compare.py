@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from device_bench.records import to_plain, write_json
 from pipeline.__main__ import main
 from pipeline.artifacts import AlpharhoError, sha256_of, write_bytes
 from pipeline.measures import Quality
-from pipeline.peers import comparison_page, conversion, cost, environments
-from pipeline.peers.accuracy import Accuracy
-from pipeline.peers.conversion import MAKERS, OURS, Conversion, Maker
+from pipeline.peers import accuracy, comparison_page, conversion, cost, environments
+from pipeline.peers.accuracy import CONTENDERS, Accuracy
+from pipeline.peers.conversion import MAKERS, OURS, Conversion, Maker, Wanted, code_of
 from pipeline.peers.cost import Instructions, Latency, Operators
 
 QUICK = BenchSpec(
@@ -69,17 +70,16 @@ def test_a_file_is_measured_until_the_machine_is_quiet_and_again_when_it_has_cha
     converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost, "SPEC", QUICK)
-    monkeypatch.setattr(cost, "CORES", ())
     monkeypatch.setattr(cost, "ORDER", (("int8", "v3_small"),))
     file = cost.file_of("v3_small", OURS, "int8", tmp_path)
     file.parent.mkdir(parents=True)
     file.write_bytes((converted / "v3_small" / "alpharho_min_max" / "int8.tflite").read_bytes())
     said: list[str] = []
-    cost.measure_missing(tmp_path, again=False, say=said.append)  # so few samples leave doubts
-    cost.measure_missing(tmp_path, again=False, say=said.append)
+    cost.time_missing(tmp_path, Wanted(), said.append)  # so few samples leave doubts
+    cost.time_missing(tmp_path, Wanted(), said.append)
     assert len(said) == 2
     monkeypatch.setattr(cost.Latency, "is_settled", property(lambda self: True))
-    cost.measure_missing(tmp_path, again=False, say=said.append)
+    cost.time_missing(tmp_path, Wanted(), said.append)
     assert len(said) == 2
     found = cost.costs("v3_small", OURS, "int8", tmp_path)
     assert found.operators is not None and found.latency is not None
@@ -106,6 +106,7 @@ def results(tmp_path: Path) -> Path:
             peak_bytes=10**9,
             sizes={"float32": 14_000_000, "int8": 4_000_000},
             versions={"torch": "2.13"},
+            code=code_of(MAKERS[maker]),
         )
         write_json(tmp_path / "v2" / maker / "conversion.json", to_plain(found))
     return tmp_path
@@ -114,6 +115,37 @@ def results(tmp_path: Path) -> Path:
 def test_the_export_to_onnx_counts_for_those_who_start_from_onnx(results: Path) -> None:
     (target,) = comparison_page.conversion_targets(results)
     assert (target.found, target.verdict) == ("10.0 times (5.3 in processor time)", "reached")
+
+
+def test_each_recipe_is_held_to_the_target_and_says_what_it_does(results: Path) -> None:
+    default = conversion.recorded("v2", OURS, results)
+    assert default is not None
+    slower = replace(default, maker="alpharho_min_max", seconds=2.0)
+    write_json(results / "v2" / slower.maker / "conversion.json", to_plain(slower))
+    found = {target.what: target.found[:10] for target in comparison_page.conversion_targets(results)}
+    start = "v2: conversion 10 times faster than the fastest peer"
+    assert found == {
+        f"{start} (recipe int8_min_max, the same work as the peers')": "7.5 times ",
+        f"{start} (recipe int8, the default, which does more)": "10.0 times",
+    }
+
+
+def test_what_earlier_code_of_ours_did_says_so_and_is_done_anew(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = conversion.recorded("v2", OURS, results)
+    assert known is not None
+    write_json(results / "v2" / OURS / "conversion.json", to_plain(replace(known, code="another")))
+    (target,) = comparison_page.conversion_targets(results)
+    assert target.found.endswith("(earlier code)")
+    assert "| alpharho, recipe int8 (earlier code) |" in comparison_page.page(results)[0]
+    asked: list[str] = []
+    monkeypatch.setattr(conversion, "NETWORKS", ("v2",))
+    monkeypatch.setattr(conversion, "convert", lambda model, maker, folder: asked.append(maker))
+    conversion.measure_missing(results, Wanted(only_ours=True), lambda text: None)
+    assert asked == ["alpharho_min_max", OURS]
+    conversion.measure_missing(results, Wanted(), lambda text: None)
+    assert asked[2:] == ["alpharho_min_max", OURS, "tensorflow"]
 
 
 def test_a_refusing_peer_is_told_and_is_no_rival(results: Path) -> None:
@@ -163,9 +195,27 @@ def test_cost_is_held_to_the_best_peer_in_every_cell_that_was_measured(tmp_path:
     written, _ = comparison_page.page(tmp_path)
     shown = MAKERS["litert_torch"].shown
     assert (
-        f"| int8, {shown} | 70 | 1 | 1 | 1 | 1 | 0 | 2.00? | 0.60 (0.55 to 0.65) | 20.00 | 0.75 |  |  |"
-        in written
+        f"| int8, {shown} | 70 | 1, 1, 1 | 1 + 0 | 2.00? · 0.60 (0.55 to 0.65) | 20.00 · 0.75 |  |" in written
     )
+
+
+def test_instructions_are_counted_of_files_that_changed_and_of_ours_alone_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for maker in (OURS, "onnx2tf", "litert_torch"):
+        record_cost(tmp_path, maker, "v2", "int8", 50.0, 1.0)
+    for maker in (OURS, "onnx2tf"):
+        cost.file_of("v2", maker, "int8", tmp_path).write_bytes(b"changed")
+    counted: list[str] = []
+    monkeypatch.setattr(cost, "CORES", ("cortex-a76",))
+    monkeypatch.setattr(cost, "measure_operators", lambda *what: None)
+    monkeypatch.setattr(cost, "measure_instructions", lambda model, maker, *where: counted.append(maker))
+    cost.count_missing(tmp_path, Wanted(only_ours=True), lambda text: None)
+    assert counted == [OURS]
+    cost.count_missing(tmp_path, Wanted(), lambda text: None)
+    assert counted[1:] == [OURS, "onnx2tf"]
+    cost.count_missing(tmp_path, Wanted(again=True), lambda text: None)
+    assert counted[3:] == [OURS, "litert_torch", "onnx2tf"]
 
 
 def test_half_precision_is_held_to_its_own_target(tmp_path: Path) -> None:
@@ -189,12 +239,52 @@ def test_accuracy_stands_on_the_page_with_its_confident_crops(tmp_path: Path) ->
         kl=0.0512,
         sqnr_db=16.04,
     )
-    for contender, found in (("alpharho", quality), ("onnx2tf", None)):
-        record = Accuracy(contender=contender, split=1, quality=found, refused="" if found else "no network")
-        write_json(tmp_path / "accuracy" / "1" / contender / "accuracy.json", to_plain(record))
+    better = replace(quality, agreement=92.0, top5_overlap=90.0, kl=0.0488, sqnr_db=17.0)
+    worse = replace(quality, agreement=80.5, confident_agreement=None)
+    record_accuracy(tmp_path, OURS, 0, quality=quality)
+    record_accuracy(tmp_path, OURS, 1, quality=better)
+    record_accuracy(tmp_path, "litert", 1, quality=worse)
+    record_accuracy(tmp_path, "onnx2tf", 1, refused="no network")
     written, _ = comparison_page.page(tmp_path)
-    assert "| 1 | alpharho, recipe int8 | 90.0 | 100.0 (70) | 88.8 | 0.051 | 16.0 |" in written
-    assert "| 1 | onnx2tf | refused: no network |" in written
+    assert "| alpharho, recipe int8 | 90.0 | 92.0 |  | 100.0 | 100.0 |  | 89.4 | 0.050 | 16.5 |" in written
+    assert "|  | 80.5 |  |  |  |  | 88.8 | 0.051 | 16.0 |" in written
+    assert "| onnx2tf |  | refused: no network |  |" in written
+    assert "(70, 70 crops)" in written
+    (target,) = comparison_page.accuracy_targets(tmp_path)
+    assert (target.found, target.verdict) == ("92.0 % to 80.5 % of 1 peers", "reached")
+
+
+def record_accuracy(
+    folder: Path, contender: str, split: int, quality: Quality | None = None, refused: str = ""
+) -> None:
+    """A record of a contender as it is measured by the code as it is."""
+    found = Accuracy(
+        contender=contender,
+        split=split,
+        quality=quality,
+        code=code_of(CONTENDERS[contender]),
+        refused=refused,
+    )
+    write_json(folder / "accuracy" / str(split) / contender / "accuracy.json", to_plain(found))
+
+
+def test_accuracy_by_earlier_code_of_ours_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for contender in CONTENDERS:
+        record_accuracy(tmp_path, contender, 0, refused="no network")
+    old = Accuracy(contender=OURS, split=0, code="another")
+    write_json(tmp_path / "accuracy" / "0" / OURS / "accuracy.json", to_plain(old))
+    monkeypatch.setattr(accuracy, "SPLITS", range(1))
+    monkeypatch.setattr(accuracy, "photographed", lambda: None)
+    monkeypatch.setattr(
+        accuracy, "_measured", lambda contender, number, *where: replace(old, contender=contender, code="new")
+    )
+    said: list[str] = []
+    accuracy.measure_missing(tmp_path, Wanted(), said.append)
+    assert said == ["split 0 by alpharho, recipe int8"]
+    accuracy.measure_missing(tmp_path, Wanted(only_ours=True, again=True), said.append)
+    assert said[1:] == ["split 0 by alpharho, recipe int8", "split 0 by alpharho, recipe int8_full"]
 
 
 def test_the_command_measures_only_what_is_asked_and_not_recorded(
@@ -206,12 +296,14 @@ def test_the_command_measures_only_what_is_asked_and_not_recorded(
     monkeypatch.setattr(environments, "make", lambda name, say: None)  # hundreds of megabytes
     words = ["compare", "--folder", str(results), "--out", str(tmp_path / "page.md")]
     assert main([*words, "--only", "conversion"]) == 0
-    assert asked == [maker for maker in MAKERS if maker not in (OURS, "onnx2tf", "litert_torch")]
+    assert asked == ["alpharho_min_max", "tensorflow"]
     assert main([*words, "--only", "conversion", "--again"]) == 0
     assert asked[2:] == list(MAKERS)
+    assert main([*words, "--only", "ours", "conversion", "--again"]) == 0
+    assert asked[2 + len(MAKERS) :] == ["alpharho_min_max", OURS]
     assert main([*words, "--recorded"]) == 0
-    assert len(asked) == 2 + len(MAKERS)
-    assert "v2: conversion at least 10 times faster than the fastest peer" in capsys.readouterr().out
+    assert len(asked) == 4 + len(MAKERS)
+    assert "v2: conversion 10 times faster than the fastest peer" in capsys.readouterr().out
     assert "# Beside the peers" in (tmp_path / "page.md").read_text()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,7 @@ import pytest
 from export.runtime import run_onnx
 from pipeline.artifacts import AlpharhoError
 from pipeline.data import normalise, open_fashion_mnist_sample
-from pipeline.peers import environments
-from pipeline.peers.page import markdown_table
+from pipeline.peers import environments, protocol
 from pipeline.peers.static_onnx import quantize_static
 
 OWN = [sys.executable]
@@ -71,5 +72,18 @@ def test_onnxruntimes_quantiser_gives_a_network_that_still_tells_images_apart(
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
 
 
-def test_a_table_keeps_bars_out_of_its_columns() -> None:
-    assert markdown_table([("a", "b"), ("x|y", "1")]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
+def test_the_time_of_imports_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_inner.py").write_text("import time\ntime.sleep(0.3)\n")
+    (tmp_path / "slow_outer.py").write_text("import slow_inner\nimport time\ntime.sleep(0.2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> None:
+        importlib.import_module("slow_outer")
+        time.sleep(0.4)
+
+    started = time.perf_counter()
+    seconds, _ = protocol.timed(work)
+    whole = time.perf_counter() - started
+    assert 0.4 <= seconds <= whole - 0.5
+    again, _ = protocol.timed(lambda: time.sleep(0.1))
+    assert again >= 0.1

@@ -18,17 +18,19 @@ from pipeline import quality
 from pipeline.artifacts import CheckError, UsageError
 from pipeline.convert import Calibration, convert_graph, rescued
 from pipeline.data import normalise
-from pipeline.diagnose import Diagnosis, case_of, examine, text, write
+from pipeline.diagnose import Diagnosis, case_of, examine, html, text, write
 from pipeline.evaluate import batched
 from pipeline.families import Member, check, member_of
 from pipeline.measures import Quality, compare
 from pipeline.photographs import Split
 from pipeline.quality import ONE_SCALE, Measurement, ablation, measured
-from pipeline.quality_arm import CHUNK, place, remembered, spread
+from pipeline.quality_arm import CHUNK, OnCore, place, remembered, row, spread
+from pipeline.quality_arm import check as check_cores
 from pipeline.quality_page import Ablated, headline, per_tensor, steps, targets
 from pipeline.subjects import Subject, subject_named
 from quantize.int8 import Io
 from quantize.recipes import RECIPES
+from quantize.rescue import Step
 
 RESOLUTION, CLASSES = 32, 10
 
@@ -94,7 +96,11 @@ def test_the_page_says_what_is_met_and_what_each_step_brings(subject: Subject) -
         subject, {"int8": [whole], "int8_per_tensor": [whole], "without centre": [less], ONE_SCALE: [less]}
     )
     member = Member(name="v1", images=10_000, float32=93.0, float16=93.0, int8=92.9, sqnr_db=25.0)
-    verdicts = {line.split("|")[1].strip(): line for line in targets(found, [member]).splitlines()}
+    on_core = OnCore(precision="float16", split=0, quality=replace(figures, agreement=97.5))
+    runs = [on_core, replace(on_core, split=1, quality=figures), replace(on_core, precision="int8")]
+    verdicts = {line.split("|")[1].strip(): line for line in targets(found, [member], runs).splitlines()}
+    assert "| 98 % | 86.00 % | **no** |" in verdicts["float16 by cortex-a76's kernels, agreement"]
+    assert "float16" not in targets(found, [member], [])
     assert "| yes |" in verdicts["agreement with float32, worst split"]
     assert "15.50 dB | **no** |" in verdicts["logit SQNR, worst split"]
     assert "-0.10 points | yes |" in verdicts["Fashion-MNIST: int8 less float32"]
@@ -116,6 +122,9 @@ def test_a_diagnosis_is_a_text_a_page_of_its_own_and_a_picture(subject: Subject,
     words = text(found)
     assert "features.4.squeeze_excite.reduce" in words
     assert "most is lost at: " in words
+    good = replace(found, quality=replace(found.quality, agreement=100.0, sqnr_db=25.0))
+    bad = replace(found, quality=replace(found.quality, agreement=100.0, sqnr_db=15.0))
+    assert "good, nothing has to be mended" in text(good) and "see the advice" in text(bad)
     page, picture = write(found, tmp_path)
     parser = _Pictures()
     parser.feed(page.read_text())
@@ -124,6 +133,27 @@ def test_a_diagnosis_is_a_text_a_page_of_its_own_and_a_picture(subject: Subject,
     drawn = np.asarray(Image.open(io.BytesIO(picture.read_bytes())).convert("RGB"))
     blue = (np.abs(drawn.astype(int) - (0, 0x72, 0xB2)).max(2) < 40).sum()
     assert blue > 500  # the ranges after equalisation
+
+
+def test_a_diagnosis_tells_how_to_climb_the_ladder_and_shows_its_steps(
+    subject: Subject, tmp_path: Path
+) -> None:
+    found = examine(case_of(subject, 0), RECIPES["int8_min_max"])
+    assert "add --rescue here" in html(found, b"<svg/>")
+    step = Step(
+        candidate="block <1>",
+        nodes=("a",),
+        agreement_points=1.5,
+        sqnr_db=2.25,
+        bytes=1200,
+        instructions=None,
+        kept=True,
+        reason="pays",
+    )
+    page = html(replace(found, steps=[step]), b"<svg/>")
+    for cell in ("block &lt;1&gt;", "+1.50", "+2.25", "+1,200", "not counted", "kept in float: pays"):
+        assert f">{cell}</td>" in page
+    assert "add --rescue here" not in page
 
 
 def test_a_split_or_network_that_is_not_there_is_a_wrong_usage(subject: Subject) -> None:
@@ -172,3 +202,25 @@ def test_runs_on_an_emulated_core_go_on_where_they_stopped(tmp_path: Path) -> No
     assert np.array_equal(remembered("cortex-a76", "sha", images, tmp_path), logits[:CHUNK])
     assert len(remembered("cortex-a76", "other", images, tmp_path)) == 0
     assert sorted(spread(images).ravel()) == sorted(images.ravel())
+
+
+def test_float16_on_an_emulated_core_must_agree_and_int8_is_only_told() -> None:
+    quality = Quality(
+        crops=180,
+        confident_crops=0,
+        agreement=98.0,
+        confident_agreement=None,
+        top5_overlap=99.0,
+        kl=0.0,
+        sqnr_db=36.9,
+    )
+    good = OnCore(precision="float16", split=0, quality=quality)
+    worse = replace(good, quality=replace(quality, agreement=97.9))
+    int8 = replace(worse, precision="int8")
+    assert row("cortex-a76", good) == (
+        "float16 on cortex-a76", "180", "98.0", "", "36.90", "98", "reached",
+    )  # fmt: skip
+    assert (worse.verdict, int8.verdict) == ("missed", "")
+    check_cores([good, int8])
+    with pytest.raises(CheckError, match=r"float16 agrees on 97\.9 %, 98 are the least"):
+        check_cores([good, worse, int8])

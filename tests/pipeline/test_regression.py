@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from device_bench.records import to_plain, write_json
 from pipeline.artifacts import AlpharhoError, CheckError
+from pipeline.data import IdxSplit
 from pipeline.regression import (
     AccuracyBaseline,
     Recorded,
     check_accuracy,
+    check_all_made,
     compared,
     difference,
+    digest,
     least_detectable,
     load_accuracy,
     shipped,
@@ -33,9 +36,13 @@ def flags(samples: int, wrong: range) -> NDArray[np.bool_]:
     return right
 
 
+def run_of(samples: int, wrong: range = range(0), images: str = "a1b2") -> Recorded:
+    return Recorded.of(flags(samples, wrong), images)
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_a_record_holds_every_flag(right: list[bool]) -> None:
-    assert Recorded.of(np.array(right)).right().tolist() == right
+    assert Recorded.of(np.array(right), "a1b2").right().tolist() == right
 
 
 def test_the_tail_is_that_of_fair_coins() -> None:
@@ -64,9 +71,7 @@ def test_five_losses_without_a_win_are_the_least_that_show() -> None:
     ],
 )
 def test_the_verdict(samples: int, lost: int, won: int, word: str) -> None:
-    before = flags(samples, range(won))
-    now = flags(samples, range(won, won + lost))
-    verdict = compared("v1.int8", before, now)
+    verdict = compared("v1.int8", run_of(samples, range(won)), run_of(samples, range(won, won + lost)))
     assert (verdict.lost, verdict.won, verdict.word) == (lost, won, word)
     assert f"{lost}  " in table([verdict]) and word in table([verdict])
     if word != "OK":
@@ -74,11 +79,39 @@ def test_the_verdict(samples: int, lost: int, won: int, word: str) -> None:
             check_accuracy([verdict])
 
 
-def test_other_images_and_unknown_files_are_refused() -> None:
-    with pytest.raises(CheckError, match=r"10 test images, the baseline has 20"):
-        compared("v1.int8", flags(20, range(0)), flags(10, range(0)))
+def test_other_images_are_refused() -> None:
+    with pytest.raises(CheckError, match=r"10 test images, the baseline has 20; run make baseline"):
+        compared("v1.int8", run_of(20), run_of(10))
+    with pytest.raises(CheckError, match=r"other test images or labels \(a1b2, here ffff\).*make baseline"):
+        compared("v1.int8", run_of(20), run_of(20, images="ffff"))
+    with pytest.raises(CheckError, match=r"does not say of which images it is; run make baseline"):
+        compared("v1.int8", run_of(20, images=""), run_of(20))
+
+
+def test_a_file_that_is_new_or_gone_is_named() -> None:
+    both = {"v1.int8": run_of(2000), "v9.int8": run_of(2000)}
+    one = {"v1.int8": run_of(2000)}
     with pytest.raises(CheckError, match=r"no accuracy baseline of v9\.int8"):
-        verdicts(AccuracyBaseline(), AccuracyBaseline({"v9.int8": Recorded(1, "80")}))
+        verdicts(AccuracyBaseline(one), AccuracyBaseline(both))
+    with pytest.raises(CheckError, match=r"accuracy baseline: v9\.int8 recorded, but no longer made"):
+        verdicts(AccuracyBaseline(both), AccuracyBaseline(one))
+    assert [found.word for found in verdicts(AccuracyBaseline(both), AccuracyBaseline(both))] == ["OK", "OK"]
+    check_all_made("instruction", {"v1.int8.cortex-a72"}, {"v1.int8.cortex-a72", "new"})
+    with pytest.raises(CheckError, match=r"instruction baseline: v9\.int8\.cortex-a72 recorded"):
+        check_all_made("instruction", {"v9.int8.cortex-a72"}, {"v1.int8.cortex-a72"})
+
+
+def test_the_digest_tells_images_and_labels_apart() -> None:
+    random = np.random.default_rng(3)
+    images = random.integers(0, 256, (70, 6, 6), np.uint8)  # more than one batch
+    labels = random.integers(0, 10, 70)
+    of = digest(IdxSplit(images, labels), 6)
+    assert of == digest(IdxSplit(images.copy(), labels.astype(np.int64)), 6)
+    other_pixel, other_label = images.copy(), labels.copy()
+    other_pixel[69, 5, 5] ^= 1
+    other_label[69] ^= 1
+    others = [digest(IdxSplit(other_pixel, labels), 6), digest(IdxSplit(images, other_label), 6)]
+    assert len({of, *others, digest(IdxSplit(images, labels), 7)}) == 4
 
 
 def test_a_rewrite_names_what_changes() -> None:
@@ -90,6 +123,8 @@ def test_a_rewrite_names_what_changes() -> None:
         "a.int8: 8 of 8 right -> 7 of 8 right",
         "c.int8: nothing -> 1 of 8 right",
     ]
+    renewed = AccuracyBaseline({"a.int8": Recorded(8, "ff", "1234567890abcdef"), "b.int8": Recorded(8, "ff")})
+    assert difference(before, renewed) == "a.int8: 8 of 8 right -> 8 of 8 right, images 1234567890ab"
 
 
 @pytest.mark.parametrize("bits", ["zz", "ffff", ""])

@@ -85,6 +85,8 @@ def test_the_page_has_a_table_a_network_and_says_why_a_file_is_refused() -> None
         "| ai-edge-litert 9.9, the project's own | 100 % · 0.4 ‰ · 1 |  | 96 % · 31.2 ‰ · 1 |  |" in written
     )
     assert "| tflite-runtime 2.14 |  |  | refused |  |" in written
+    divided = replace(TRAINED, version="9.9", agreement=100.0, partitions=2)
+    assert "| **100 % · 0.0 ‰ · 2** |" in page([divided])
     assert "* tflite-runtime 2.14, int8: a|b" in written
 
 
