@@ -10,18 +10,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 import models
+from device_bench.records import read_json, write_json
 from export.passes import FLOAT_PASSES, run_passes
 from export.read_onnx import read_onnx
 from export.to_onnx import OUTPUTS, to_onnx
+from pipeline import manifest
 from pipeline.artifacts import locked, write_bytes
 from pipeline.convert import Calibration, convert_graph
 from pipeline.data import normalise, open_fashion_mnist_sample
+from pipeline.source_digest import CONVERTING, source_digest
 from pipeline.variant import IMAGENET_CLASSES, IMAGENET_RESOLUTION, PRECISIONS, Variant
 from quantize.int8 import Io
 from quantize.recipes import RECIPES
 
 IMAGES = 8
 SEED = 0
+RECORD = "untrained.json"
+MADE_BY = ("models", *CONVERTING)  # the folders whose code decides what a file holds
 NAMES = (*models.NAMES, *models.HEADED)
 """What can be exported without training: every network, and those with a head."""
 
@@ -32,15 +37,28 @@ def base_resolution(model: str) -> int:
 
 
 def file_of(variant: Variant, precision: str, build: Path) -> Path:
-    """`build/<variant>/<precision>.tflite`, exported with untrained weights unless it is there already."""
-    path = build / variant.name / f"{precision}.tflite"
-    if not path.is_file():
-        _export(variant, build / variant.name)
+    """`build/<variant>/<precision>.tflite`: the one that `export` made, else with untrained weights.
+
+    An untrained file that other code made is made anew.
+    """
+    folder = build / variant.name
+    path = folder / f"{precision}.tflite"
+    if not (path.is_file() and ((folder / manifest.FILE_NAME).is_file() or _is_of_this_code(folder))):
+        _export(variant, folder)
     return path
 
 
+def _is_of_this_code(folder: Path) -> bool:
+    record = folder / RECORD
+    return record.is_file() and read_json(record) == _record()
+
+
+def _record() -> dict[str, object]:
+    return {"code": source_digest(MADE_BY)}
+
+
 def _export(variant: Variant, folder: Path) -> None:
-    """The three files of the variant, classifiers of 1,000 classes; those that are there already are kept."""
+    """The three files of the variant, classifiers of 1,000 classes, and a record of the code."""
     torch.manual_seed(SEED)
     pixels, _ = open_fashion_mnist_sample().calibration.take(range(IMAGES), variant.resolution)
     images = normalise(pixels)
@@ -51,9 +69,9 @@ def _export(variant: Variant, folder: Path) -> None:
     calibration = Calibration([images], RECIPES["int8"], Io())
     with locked(folder):
         for precision in PRECISIONS:
-            path = folder / f"{precision}.tflite"
-            if not path.is_file():
-                write_bytes(path, convert_graph(precision, graph, calibration).content)
+            converted = convert_graph(precision, graph, calibration)
+            write_bytes(folder / f"{precision}.tflite", converted.content)
+        write_json(folder / RECORD, _record())
 
 
 def _network(variant: Variant) -> tuple[nn.Module, tuple[str, ...]]:

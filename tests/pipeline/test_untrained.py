@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 import models
+from device_bench.records import write_json
 from export.check import audit_delegate, check_delegate
 from export.read_tflite import read_tflite
-from pipeline import bench, job
+from pipeline import bench, job, manifest, untrained
 from pipeline.artifacts import AlpharhoError
 from pipeline.untrained import NAMES, base_resolution, file_of
 from pipeline.variant import PRECISIONS, Variant
@@ -40,6 +41,24 @@ def test_all_outputs_of_a_head_are_in_every_file(tmp_path: Path) -> None:
         graph = read_tflite(path)
         shapes = sorted(graph.tensors[name].shape[1:] for name in graph.outputs)
         assert [shape[-1] for shape in shapes] == [4, 81] and shapes[0][0] == shapes[1][0]
+
+
+def test_a_file_that_other_code_made_is_made_anew(tmp_path: Path) -> None:
+    variant = Variant("v1", 0.25, 32)
+    made = file_of(variant, "float32", tmp_path)
+    content = made.read_bytes()
+    made.write_bytes(b"kept")
+    assert file_of(variant, "float32", tmp_path).read_bytes() == b"kept"
+    write_json(made.parent / untrained.RECORD, {"code": "of another day"})
+    assert file_of(variant, "float32", tmp_path).read_bytes() == content
+
+
+def test_a_file_that_export_made_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "v1_0.25_32"
+    folder.mkdir()
+    for name in ("float32.tflite", manifest.FILE_NAME):
+        (folder / name).write_bytes(b"exported")
+    assert file_of(Variant("v1", 0.25, 32), "float32", tmp_path).read_bytes() == b"exported"
 
 
 def test_export_of_an_untrained_head_says_what_to_do() -> None:
