@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from export.graph import WEIGHTED, Graph, Node, Tensor, same_pads
+from export.graph import INPUT_TIE, WEIGHTED, Graph, Node, Tensor, same_pads
 from export.integer import (
     Grid,
     added,
@@ -32,8 +32,6 @@ Observer = Callable[[str, torch.Tensor], None]
 Operands = list[torch.Tensor]
 Kernel = Callable[[Operands, Mapping[str, Any]], torch.Tensor]
 Step = Callable[[Operands], torch.Tensor]
-
-INPUT_TIE = 1e-3  # of a step; camera bytes lie halfway between the levels of a symmetric input grid
 
 
 def _unobserved(name: str, values: torch.Tensor) -> None:

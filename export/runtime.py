@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.graph import INPUT_TIE
 from pipeline.artifacts import AlpharhoError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
@@ -85,7 +86,7 @@ def run_tflite(path: Path, images: Reals) -> Logits:
         return _dequantised(interpreter, invoke(interpreter, images))
     scale, zero_point = door["quantization"]
     limits = np.iinfo(door["dtype"])
-    stored = np.clip(np.round(images / scale) + zero_point, limits.min, limits.max)
+    stored = np.clip(np.ceil(images / scale - (0.5 + INPUT_TIE)) + zero_point, limits.min, limits.max)
     return _dequantised(interpreter, invoke(interpreter, stored.astype(door["dtype"])))
 
 
