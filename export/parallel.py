@@ -7,6 +7,7 @@ cache.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -23,7 +24,7 @@ Result = TypeVar("Result")
 
 Parameters = ParamSpec("Parameters")
 
-TOGETHER = 5  # images that one thread runs at once; the same everywhere, so that results are
+PIXELS = 250_000  # of the images that one thread runs at once; the same everywhere, so that results are
 
 
 def chosen_device() -> torch.device:
@@ -39,8 +40,9 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
 
 
 def pieces(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The images, a few at a time."""
-    return [images[first : first + TOGETHER] for first in range(0, len(images), TOGETHER)]
+    """The images, a few at a time: five of 224 x 224."""
+    together = max(1, round(PIXELS / math.prod(images.shape[1:3])))
+    return [images[first : first + together] for first in range(0, len(images), together)]
 
 
 def without_gradients(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

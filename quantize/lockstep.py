@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from export.graph import WEIGHTED, Graph, Node, Tensor
-from export.parallel import TOGETHER, ahead, pieces, without_gradients, workers
+from export.parallel import ahead, pieces, without_gradients, workers
 from export.run import Program, activated
 from quantize.affine import WEIGHT_MAX, along, delegate_factors, quantize_bias
 from quantize.samples import Samples
@@ -141,13 +141,19 @@ def _factors(program: Program, node: Node, weights: NDArray[np.float32]) -> NDAr
     return delegate_factors(weights, axis, float(source.scale) / float(target.scale))
 
 
+def _firsts(parts: Sequence[NDArray[np.float32]]) -> list[int]:
+    """The number of every part's first image."""
+    return [0, *accumulate(len(part) for part in parts)][:-1]
+
+
 class _Reference:
     """The float graph on all images, from layer to layer."""
 
     def __init__(self, program: Program, images: NDArray[np.float32]) -> None:
         self.program = program
-        self.firsts = range(0, len(images), TOGETHER)
-        self.states = [program.open(piece) for piece in pieces(images)]
+        parts = pieces(images)
+        self.firsts = _firsts(parts)
+        self.states = [program.open(part) for part in parts]
         self.pending = iter(program.graph.nodes)
 
     @without_gradients
@@ -174,8 +180,9 @@ class _Walk:
 
     def __init__(self, program: Program, images: NDArray[np.float32], pool: Executor) -> None:
         self.program, self.pool = program, pool
-        self.firsts = range(0, len(images), TOGETHER)
-        self.states = [program.open(piece) for piece in pieces(images)]
+        parts = pieces(images)
+        self.firsts = _firsts(parts)
+        self.states = [program.open(part) for part in parts]
 
     def run(self, node: Node) -> None:
         """Run a node on all images."""
