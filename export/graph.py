@@ -172,6 +172,11 @@ class Graph:
                 )
 
 
+def channel_axis(node: Node) -> int:
+    """The axis of a weighted node's weights along which its output channels lie."""
+    return 3 if node.op == "DEPTHWISE_CONV_2D" else 0
+
+
 def strides_and_dilations(node: Node) -> tuple[tuple[int, int], tuple[int, int]]:
     """The (H, W) strides and dilations of a convolution, from its attributes."""
     stride, dilation = (

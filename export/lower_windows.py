@@ -72,19 +72,19 @@ def _with_unit_axis(key: str, value: Any) -> Any:
 @over_one_axis
 def lower_average_pool(node: OnnxNode, out: Builder) -> None:
     """AVERAGE_POOL_2D, behind a PAD where not SAME; a dilated one is a DEPTHWISE_CONV_2D; also 1-D."""
-    window = pool_window(node, out)
-    if window.dilation != (1, 1):
-        _dilated_average(node, window, out)
-        return
-    counts_pad = bool(node.attributes.get("count_include_pad", 0))
+    window, counts_pad = pool_window(node, out), bool(node.attributes.get("count_include_pad", 0))
     x, name, shape = node.inputs[0], node.outputs[0], node.output_shapes[0]
-    if not window.skips and (window.padding == "VALID" or (window.padding == "SAME" and not counts_pad)):
+    is_plain = window.dilation == (1, 1) and not window.skips
+    if is_plain and (window.padding == "VALID" or (window.padding == "SAME" and not counts_pad)):
         out.emit("AVERAGE_POOL_2D", (x,), name, shape, **window.pool_attributes())
         return
-    padded = out.zero_pad(x, window.pads, name) if any(window.pads) else x
     part = inside_correction(window, out.shape(x), shape, window.margins if counts_pad else NO_PADS)
     result = name if (part == 1).all() else out.unique(f"{name}/with_padding")
-    _pool_inside("AVERAGE_POOL_2D", padded, window, shape, result, out)
+    if window.dilation == (1, 1):
+        padded = out.zero_pad(x, window.pads, name) if any(window.pads) else x
+        _pool_inside("AVERAGE_POOL_2D", padded, window, shape, result, out)
+    else:
+        _dilated_average(node, window, result, out)
     if result != name:
         out.emit("MUL", (result, out.constant(f"{name}/inside", part)), name, shape, **NO_ACTIVATION)
 
@@ -207,23 +207,17 @@ def _pool_inside(op: str, x: str, window: Window, shape: Sequence[int], name: st
     out.reshape(x, shape, name)
 
 
-def _dilated_average(node: OnnxNode, window: Window, out: Builder) -> None:
-    """The mean as a depthwise convolution whose weights are all one over their number."""
-    name, shape, source = node.outputs[0], node.output_shapes[0], out.shape(node.inputs[0])
-    channels = source[3]
+def _dilated_average(node: OnnxNode, window: Window, result: str, out: Builder) -> None:
+    """Sums over the window's size, as a depthwise convolution of equal weights."""
+    name, channels = node.outputs[0], out.shape(node.inputs[0])[3]
     weights = np.full((1, *window.kernel, channels), 1 / np.prod(window.kernel), np.float32)
     operands = (
         _padded(node.inputs[0], window, name, out),
         out.constant(f"{name}/weight", weights),
         out.constant(f"{name}/bias", np.zeros(channels, np.float32)),
     )
-    counts_pad = bool(node.attributes.get("count_include_pad", 0))
-    part = inside_correction(window, source, shape, window.margins if counts_pad else NO_PADS)
-    result = name if (part == 1).all() else out.unique(f"{name}/with_padding")
     attributes = {**window.conv_attributes(), "depth_multiplier": 1}
-    out.emit("DEPTHWISE_CONV_2D", operands, result, shape, **attributes)
-    if result != name:
-        out.emit("MUL", (result, out.constant(f"{name}/inside", part)), name, shape, **NO_ACTIVATION)
+    out.emit("DEPTHWISE_CONV_2D", operands, result, node.output_shapes[0], **attributes)
 
 
 def _dilated_max(node: OnnxNode, window: Window, out: Builder) -> None:

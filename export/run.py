@@ -34,10 +34,6 @@ Kernel = Callable[[Operands, Mapping[str, Any]], torch.Tensor]
 Step = Callable[[Operands], torch.Tensor]
 
 
-def _unobserved(name: str, values: torch.Tensor) -> None:
-    """An observer that does not look."""
-
-
 class Program:
     """A Graph ready to run on `device` (`chosen_device()` unless given); constants are converted once."""
 
@@ -71,12 +67,14 @@ class Program:
             return np.concatenate(list(pool.map(self._result, pieces(images) or [images])))
 
     @without_gradients
-    def _result(self, images: NDArray[np.float32], observe: Observer = _unobserved) -> NDArray[np.float32]:
+    def _result(self, images: NDArray[np.float32], observe: Observer | None = None) -> NDArray[np.float32]:
         values = self.open(images)
-        observe(self.graph.inputs[0], self.real(self.graph.inputs[0], values))
+        if observe is not None:
+            observe(self.graph.inputs[0], self.real(self.graph.inputs[0], values))
         for node in self.graph.nodes:
             self.run(node, values)
-            observe(node.output, self.real(node.output, values))
+            if observe is not None:
+                observe(node.output, self.real(node.output, values))
             self.forget(node, values)
         return np.asarray(self.real(self.graph.outputs[0], values).cpu().numpy(), np.float32)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import nn
 
@@ -89,7 +90,7 @@ def deployed_ops(name: str, alpha: float = 1.0) -> dict[str, int]:
         ops.update(MEAN=int(dynamic))
         ops.update(ADD=place.sums * (place.copies - 1) + place.sums - 1)
         ops.update(SUB=dynamic * place.copies * (place.sums > 1) + max(place.sums - 2, 0))
-    made, counts = deployed(MobileNet(net, 1, "tf", 0.0)), op_counts(name, alpha)
+    made, counts = _deployed(name, alpha), op_counts(name, alpha)
     convs = [part for part in made.modules() if isinstance(part, nn.Conv2d)]
     depthwise = sum(conv.groups == conv.in_channels > 1 for conv in convs)
     ops.update(CONV_2D=len(convs) - depthwise - counts.dense_convs)
@@ -102,11 +103,15 @@ def deployed_ops(name: str, alpha: float = 1.0) -> dict[str, int]:
 
 def joined_parts(name: str, alpha: float = 1.0) -> tuple[int, ...]:
     """Of how many slices each shifted map of an exported network consists; AlpharhoError as `cost_of`."""
-    net = network(name, alpha)
-    if not isinstance(net.rows[0], MicroStem):
+    if not isinstance(network(name, alpha).rows[0], MicroStem):
         return ()
-    lowered = _lowered(deployed(MobileNet(net, 1, "tf", 0.0)))
-    return tuple(len(pieces) for part in lowered for pieces in part.pieces)
+    return tuple(len(pieces) for part in _lowered(_deployed(name, alpha)) for pieces in part.pieces)
+
+
+@lru_cache(maxsize=1)
+def _deployed(name: str, alpha: float) -> nn.Module:
+    """The network as it is exported; the last one is kept, since its budget asks for it twice."""
+    return deployed(MobileNet(network(name, alpha), 1, "tf", 0.0))
 
 
 def _lowered(made: nn.Module) -> list[LoweredShiftMax]:

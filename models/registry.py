@@ -41,9 +41,9 @@ MODELS: dict[str, Callable[[float], Network]] = {
 
 VARIANTS: dict[str, Callable[[float], Network]] = {
     **comparators.COMPARATORS,
-    "mnasnet_a1": partial(mnasnet.network, table=mnasnet.A1),
-    "mnasnet_a1_narrow": partial(mnasnet.network, table=mnasnet.A1, least_last=0.0),
-    "mnasnet_small": partial(mnasnet.network, table=mnasnet.SMALL),
+    "mnasnet_a1": partial(mobilenet_v2.network, table=mnasnet.A1),
+    "mnasnet_a1_narrow": partial(mobilenet_v2.network, table=mnasnet.A1, least_last=0.0),
+    "mnasnet_small": partial(mobilenet_v2.network, table=mnasnet.SMALL),
     "v2_narrow": partial(mobilenet_v2.network, least_last=0.0),
     "v3_small_halved": partial(mobilenet_v3.network, table=mobilenet_v3.halved(mobilenet_v3.SMALL)),
     "v3_large_halved": partial(mobilenet_v3.network, table=mobilenet_v3.halved(mobilenet_v3.LARGE)),

@@ -31,12 +31,8 @@ from pipeline.summary import aligned
 from quantize.int8 import Io
 from quantize.recipes import FLOAT_PARTS, RECIPES, Recipe
 
-STEPS = (
-    "graph_passes",
-    "float_parts",
-    "layer_passes",
-    "final_passes",
-)  # fields of a recipe that change what a file answers
+# Fields of a recipe that change what a file answers.
+STEPS = ("graph_passes", "float_parts", "layer_passes", "final_passes")
 ONE_SCALE = "one scale per weight tensor, nothing else"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.special import ndtr
 
-from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
 from export.run import KERNELS, Kernel
 from pipeline.artifacts import AlpharhoError
 from quantize.affine import along, delegate_factors, quantize_bias
@@ -370,7 +370,7 @@ def _shift(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """What the rounding of the node's weights adds to the mean of its channels, float64 [channels]."""
     weights = exact.tensors[node.inputs[1]].real().astype(np.float64)
-    axis = 3 if node.op == "DEPTHWISE_CONV_2D" else 0
+    axis = channel_axis(node)
     grids = [rough.tensors[name].quantization for name in (node.inputs[0], node.output)]
     if grids[0] is not None and grids[1] is not None:
         ratio = float(grids[0].scale[0]) / float(grids[1].scale[0])

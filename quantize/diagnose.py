@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
 from export.run import Program
+from quantize.equalize import weight_peaks
 from quantize.ranges import used_ranges
 
 Values = Mapping[str, NDArray[np.float32]]
@@ -234,9 +235,7 @@ def weight_widths(graph: Graph, name: str) -> NDArray[np.float64]:
     node = graph.producers()[name]
     if node.op not in WEIGHTED:
         return np.empty(0)
-    weights = np.abs(graph.tensors[node.inputs[1]].real().astype(np.float64))
-    axis = 3 if node.op == "DEPTHWISE_CONV_2D" else 0
-    return np.asarray(np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1).max(1))
+    return weight_peaks(graph, node, channel_axis(node))
 
 
 def activation_widths(graph: Graph, images: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
 from quantize.ranges import Observation, Observations
 
 Floats = NDArray[np.float64]
@@ -150,8 +150,8 @@ def weights_equalized(graph: Graph, observations: Observations) -> tuple[Graph, 
 
 
 def _weight_factors(graph: Graph, group: Group, seen: Observations) -> Floats:
-    written = np.max([_peaks(graph, node, _output_axis(node)) for node in group.producers], axis=0)
-    read = np.max([_peaks(graph, node, -1) for node in group.readers], axis=0)
+    written = np.max([weight_peaks(graph, node, channel_axis(node)) for node in group.producers], axis=0)
+    read = np.max([weight_peaks(graph, node, -1) for node in group.readers], axis=0)
     alive = (written > 0) & (read > 0)
     factors = np.sqrt(np.where(alive, read, 1.0) / np.where(alive, written, 1.0))
     factors = np.clip(factors / np.median(factors), 1 / LARGEST_FACTOR, LARGEST_FACTOR)
@@ -161,13 +161,10 @@ def _weight_factors(graph: Graph, group: Group, seen: Observations) -> Floats:
     return np.asarray(factors)
 
 
-def _peaks(graph: Graph, node: Node, axis: int) -> Floats:
+def weight_peaks(graph: Graph, node: Node, axis: int) -> Floats:
+    """Largest absolute weight of a weighted node at each place along `axis`, float64."""
     weights = np.abs(graph.tensors[node.inputs[1]].real().astype(np.float64))
     return np.asarray(np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1).max(1))
-
-
-def _output_axis(node: Node) -> int:
-    return 3 if node.op == "DEPTHWISE_CONV_2D" else 0
 
 
 def _clamps(node: Node) -> bool:
@@ -189,7 +186,7 @@ def rescaled(graph: Graph, group: Group, factors: Floats) -> Graph:
         return (tensors.get(name) or graph.tensors[name]).real().astype(np.float64)
 
     for node in group.producers:
-        axis = _output_axis(node)
+        axis = channel_axis(node)
         weights, bias = data(node.inputs[1]), data(node.inputs[2])
         tensors[node.inputs[1]] = _constant(weights * _along(factors, weights.ndim, axis))
         tensors[node.inputs[2]] = _constant(bias * factors)

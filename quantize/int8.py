@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor
+from export.graph import WEIGHTED, Graph, Node, Quantization, Tensor, channel_axis
 from pipeline.artifacts import AlpharhoError
 from quantize.affine import (
     SMALLEST_SCALE,
@@ -167,7 +167,7 @@ class _Int8Builder:
     def _weighted(self, node: Node) -> Node:
         source, weight_name, bias_name = node.inputs
         weights, bias = (self.graph.tensors[name].real() for name in (weight_name, bias_name))
-        axis = 3 if node.op == "DEPTHWISE_CONV_2D" else 0
+        axis = channel_axis(node)
         if source == self.door.get(self.graph.inputs[0], self.graph.inputs[0]):
             others = tuple(other for other in range(weights.ndim) if other != axis)
             bias = bias + weights.sum(axis=others) * np.float32(self.io.input_offset())

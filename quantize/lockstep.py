@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
 from export.parallel import ahead, pieces, without_gradients, workers
 from export.run import Program, activated
 from quantize.affine import WEIGHT_MAX, along, delegate_factors, quantize_bias
@@ -118,7 +118,7 @@ def _turns(program: Program, reference: Program, images: int) -> dict[str, _Turn
             continue
         weights = reference.graph.tensors[twin.inputs[1]].real()
         factors = _factors(program, node, weights)
-        wanted = weights * along(factors, weights.ndim, _channel_axis(node))
+        wanted = weights * along(factors, weights.ndim, channel_axis(node))
         samples = Samples.drawn(reference.graph, twin, images, generator, program.device)
         turns[node.output] = _Turn(twin, wanted.astype(np.float32), factors.astype(np.float32), samples)
     return turns
@@ -128,22 +128,23 @@ def _has_integer_weights(graph: Graph, node: Node) -> bool:
     return node.op in WEIGHTED and graph.tensors[node.inputs[1]].quantization is not None
 
 
-def _channel_axis(node: Node) -> int:
-    return 3 if node.op == "DEPTHWISE_CONV_2D" else 0
-
-
 def _factors(program: Program, node: Node, weights: NDArray[np.float32]) -> NDArray[np.float64]:
     """What brings the float graph's channels within the delegate's limits, as `int8` does."""
     source, target = (program.grids.get(name) for name in (node.inputs[0], node.output))
-    axis = _channel_axis(node)
+    axis = channel_axis(node)
     if source is None or target is None:
         return np.ones(weights.shape[axis])
     return delegate_factors(weights, axis, float(source.scale) / float(target.scale))
 
 
-def _firsts(parts: Sequence[NDArray[np.float32]]) -> list[int]:
-    """The number of every part's first image."""
-    return [0, *accumulate(len(part) for part in parts)][:-1]
+State = tuple[int, dict[str, torch.Tensor]]
+"""Of a few images: the number of the first, and the values that are there."""
+
+
+def _opened(program: Program, images: NDArray[np.float32]) -> list[State]:
+    parts = pieces(images)
+    firsts = accumulate((len(part) for part in parts), initial=0)
+    return [(first, program.open(part)) for first, part in zip(firsts, parts, strict=False)]
 
 
 class _Reference:
@@ -151,20 +152,17 @@ class _Reference:
 
     def __init__(self, program: Program, images: NDArray[np.float32]) -> None:
         self.program = program
-        parts = pieces(images)
-        self.firsts = _firsts(parts)
-        self.states = [program.open(part) for part in parts]
+        self.states = _opened(program, images)
         self.pending = iter(program.graph.nodes)
 
     @without_gradients
     def sums(self, turn: _Turn) -> torch.Tensor:
         """Run up to the layer and through it; the wanted sums before the activation, [samples, O]."""
         for node in takewhile(lambda node: node is not turn.twin, self.pending):
-            for values in self.states:
+            for _, values in self.states:
                 self.program.run(node, values)
                 self.program.forget(node, values)
-        states = zip(self.states, self.firsts, strict=True)
-        found = torch.cat([self._through(turn, values, first) for values, first in states])
+        found = torch.cat([self._through(turn, values, first) for first, values in self.states])
         return found.mul_(torch.from_numpy(turn.factors).to(found.device))
 
     def _through(self, turn: _Turn, values: dict[str, torch.Tensor], first: int) -> torch.Tensor:
@@ -180,15 +178,14 @@ class _Walk:
 
     def __init__(self, program: Program, images: NDArray[np.float32], pool: Executor) -> None:
         self.program, self.pool = program, pool
-        parts = pieces(images)
-        self.firsts = _firsts(parts)
-        self.states = [program.open(part) for part in parts]
+        self.states = _opened(program, images)
 
     def run(self, node: Node) -> None:
         """Run a node on all images."""
 
         @without_gradients
-        def run(values: dict[str, torch.Tensor]) -> None:
+        def run(state: State) -> None:
+            _, values = state
             self.program.run(node, values)
             self.program.forget(node, values)
 
@@ -206,10 +203,11 @@ class _Walk:
         """The real values that the drawn positions see, [samples, taps, C]."""
 
         @without_gradients
-        def seen(values: dict[str, torch.Tensor], first: int) -> torch.Tensor:
+        def seen(state: State) -> torch.Tensor:
+            first, values = state
             return samples.of_input(values[name], first)
 
-        found = torch.cat(list(self.pool.map(seen, self.states, self.firsts)))
+        found = torch.cat(list(self.pool.map(seen, self.states)))
         grid = self.program.grids.get(name)
         return found if grid is None else found.mul_(float(grid.scale))
 

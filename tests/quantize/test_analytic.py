@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.graph import WEIGHTED, Attribute, Graph, Node, Tensor
 from export.run import KERNELS, Program
 from pipeline.artifacts import AlpharhoError
 from quantize.analytic import NEAR, RULES, analytically_corrected, expected, moments_of
@@ -20,7 +21,7 @@ from tests.quantize.networks import images, inverted_residuals, squeezed
 
 SIZE, CHANNELS, DRAWN = 5, 3, 20_000
 MEANS, DEVIATIONS = np.array([-1.0, 0.4, 2.5]), np.array([0.5, 1.2, 0.8])
-WINDOW: dict[str, object] = {
+WINDOW: dict[str, Attribute] = {
     "padding": "SAME",
     "stride_h": 2,
     "stride_w": 2,
@@ -57,9 +58,9 @@ def graph_of(name: str) -> Graph:
     whole, half = (1, SIZE, SIZE, CHANNELS), (1, 3, 3, 6)
     axes = Tensor.constant(np.array([1, 2], np.int32))
     pads = Tensor.constant(np.array([[0, 0], [1, 0], [0, 2], [0, 0]], np.int32))
-    clamp: dict[str, object] = {"fused_activation_function": "RELU6"}
+    clamp: dict[str, Attribute] = {"fused_activation_function": "RELU6"}
     depth = {**WINDOW, **clamp, "depth_multiplier": 1}
-    rows: dict[str, tuple[str, dict[str, Tensor], tuple[int, ...], dict[str, object]]] = {
+    rows: dict[str, tuple[str, dict[str, Tensor], tuple[int, ...], dict[str, Attribute]]] = {
         "LEAKY_RELU": ("LEAKY_RELU", {}, whole, {"alpha": 0.2}),
         "PRELU": ("PRELU", {"slopes": weights(CHANNELS)}, whole, {}),
         "MAXIMUM": ("MAXIMUM", {"bound": weights(1, 1, 1, CHANNELS)}, whole, {}),
@@ -81,7 +82,7 @@ def graph_of(name: str) -> Graph:
     }
     op, constants, shape, attributes = rows.get(name, (name, {}, whole, {}))
     tensors = {"x": Tensor(whole), **constants, "y": Tensor(shape)}
-    nodes = [Node(op, ("x", *constants), ("y",), attributes)]  # type: ignore[arg-type]
+    nodes = [Node(op, ("x", *constants), ("y",), attributes)]
     if name == "product":
         tensors |= {"m": Tensor((1, 1, 1, CHANNELS)), "axes": axes}
         nodes = [Node("MEAN", ("x", "axes"), ("m",), {"keep_dims": True}), Node("MUL", ("m", "m"), ("y",))]
@@ -118,7 +119,7 @@ def test_two_factors_are_taken_as_independent_and_a_product_keeps_its_mean() -> 
 def test_pools_are_close(name: str) -> None:
     attributes = {**WINDOW, "filter_height": 3, "filter_width": 3}
     tensors = {"x": Tensor((1, SIZE, SIZE, CHANNELS)), "y": Tensor((1, 3, 3, CHANNELS))}
-    node = Node(name, ("x",), ("y",), attributes)  # type: ignore[arg-type]
+    node = Node(name, ("x",), ("y",), attributes)
     graph = Graph(tensors, (node,), ("x",), ("y",))
     values = drawn()
     found, results = moments_of(graph, door(values))["y"], torch.from_numpy(Program(graph)(values)).double()
@@ -128,8 +129,8 @@ def test_pools_are_close(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [inverted_residuals, squeezed])
-def test_an_expectation_has_every_tensor_and_keeps_to_the_clamps(make: object) -> None:
-    graph: Graph = make()  # type: ignore[operator]
+def test_an_expectation_has_every_tensor_and_keeps_to_the_clamps(make: Callable[[], Graph]) -> None:
+    graph = make()
     seen = {"image": door(images(8))}
     found = expected(graph, seen)
     assert found.keys() == {"image", *(node.output for node in graph.nodes)}
@@ -191,8 +192,8 @@ def test_an_operator_without_a_rule_is_named() -> None:
 
 
 @pytest.mark.parametrize("make", [inverted_residuals, squeezed])
-def test_the_recipe_needs_no_images(make: object) -> None:
-    graph: Graph = make()  # type: ignore[operator]
+def test_the_recipe_needs_no_images(make: Callable[[], Graph]) -> None:
+    graph = make()
     model = quantize(graph, [], RECIPES["int8_analytic"], Io())
     assert model.report["calibration_images"] == GENERATED_IMAGES
     test = images(32, seed=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def _outputs(graph: Graph, path: Path, inputs: NDArray[np.generic]) -> NDArray[n
 @pytest.mark.parametrize(
     "passes", [(bytes_through_table,), (pixels_in_pairs,), (bytes_through_table, pixels_in_pairs)]
 )
-def test_the_network_gives_the_same_logits(make, passes, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_network_gives_the_same_logits(
+    make: Callable[[], Graph], passes: tuple[Callable[[Graph], Graph], ...], tmp_path: Path
+) -> None:
     plain = replace(RECIPES["int8"], delegate_passes=())
     graph = quantize(make(), [images(16)], plain, Io()).graph
     fast = graph
