@@ -172,6 +172,12 @@ class Graph:
                 )
 
 
+def added_operators(before: Graph, after: Graph) -> dict[str, int]:
+    """How many more of each operator `after` has than `before`; those alike in number are left out."""
+    counts = before.op_counts()
+    return {op: more for op, count in after.op_counts().items() if (more := count - counts.get(op, 0))}
+
+
 def channel_axis(node: Node) -> int:
     """The axis of a weighted node's weights along which its output channels lie."""
     return 3 if node.op == "DEPTHWISE_CONV_2D" else 0

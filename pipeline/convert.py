@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from device_bench.records import to_plain, write_json
 from export.check import Parity, audit_delegate, check_parity, parity
-from export.graph import Graph
+from export.graph import Graph, added_operators
 from export.head import HEADS, has_softmax, with_head
 from export.metadata import LABELS_FILE, Metadata, entries, with_labels
 from export.passes import FLOAT_PASSES, run_passes
@@ -29,18 +29,21 @@ from pipeline.manifest import FILE_NAME, Artifact, Conversion
 from pipeline.rescue import Ladder, rescue
 from pipeline.variant import PRECISIONS
 from quantize.float16 import FLOAT16_METADATA, to_float16
+from quantize.half import prepared
 from quantize.int8 import IO_TYPES, Io
-from quantize.recipes import RECIPES, Recipe, quantize
+from quantize.ranges import observe
+from quantize.recipes import IMAGES, RECIPES, Recipe, quantize, spread
 
 VERIFIED_IMAGES = 64  # of the calibration images, the first ones
 CALIBRATION_IMAGES = 256
+FLOAT16_IMAGES = 32  # of them, to see in what order half precision sums best
 
 Images = NDArray[np.float32]  # [N, H, W, C]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What int8 needs beside the graph: images in the model input's own scale, in batches."""
+    """What int8 and float16 need beside the graph: images in the model input's own scale, in batches."""
 
     batches: Sequence[Images]
     recipe: Recipe
@@ -86,9 +89,15 @@ def _int8(graph: Graph, calibration: Calibration) -> Precise:
     return model.graph, {**model.report, **tried}
 
 
+def _float16(graph: Graph, calibration: Calibration) -> Precise:
+    images = IMAGES[calibration.recipe.images](graph, calibration.batches, calibration.io)
+    exact = prepared(graph, observe(graph, spread(images, FLOAT16_IMAGES)))
+    return to_float16(exact), {"added_operators": added_operators(graph, exact)}
+
+
 TO_PRECISION: Mapping[str, Callable[[Graph, Calibration], Precise]] = {
     "float32": lambda graph, calibration: (graph, {}),
-    "float16": lambda graph, calibration: (to_float16(graph), {}),
+    "float16": _float16,
     "int8": _int8,
 }
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node, Tensor
+from export.graph import WEIGHTED, Array, Graph, Node, Tensor
+from quantize.half import LARGEST, rounded_together
 
 FLOAT16_METADATA = {"reduced_precision_support": b"fp16accfp16"}
-LARGEST = float(np.finfo(np.float16).max)
 
 
 def to_float16(graph: Graph) -> Graph:
     """The graph with weights and biases in float16, each behind a DEQUANTIZE that the delegate folds.
 
-    Together with `FLOAT16_METADATA` a core with half-precision arithmetic then computes in it.
+    Together with `FLOAT16_METADATA` a core with half-precision arithmetic then computes in it, and errs least
+    in a graph that is `half.prepared`.
     """
     tensors: dict[str, Tensor] = {}
     nodes: list[Node] = []
@@ -28,9 +31,15 @@ def to_float16(graph: Graph) -> Graph:
                 continue
             constant = graph.tensors[name]
             assert constant.data is not None
-            half = np.clip(constant.data, -LARGEST, LARGEST).astype(np.float16)
+            half = _rounding(node, position)(np.clip(constant.data, -LARGEST, LARGEST))
             tensors[name] = Tensor.constant(half)
             tensors[inputs[position]] = Tensor(constant.shape)
             nodes.append(Node("DEQUANTIZE", (name,), (inputs[position],)))
         nodes.append(replace(node, inputs=tuple(inputs)))
     return graph.with_nodes(nodes, tensors)
+
+
+def _rounding(node: Node, position: int) -> Callable[[Array], NDArray[np.float16]]:
+    if position == 1 and node.op == "DEPTHWISE_CONV_2D":
+        return rounded_together
+    return lambda values: values.astype(np.float16)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node
+from export.graph import WEIGHTED, Graph, Node, added_operators
 from pipeline.artifacts import AlpharhoError, UsageError
 from quantize.adaround import LearntRounding
 from quantize.analytic import analytically_corrected, expected
@@ -306,19 +306,13 @@ def quantize(
         "calibration_images": sum(len(batch) for batch in batches),
         "equalized_groups": len(groups_of(graph)) if recipe.graph_passes else 0,
         "float_nodes": sorted(in_float),
-        "added_operators": _added(plain, final),
+        "added_operators": added_operators(plain, final),
         **prepared.notes,
     }
     for treatment in treatments:
         if isinstance(treatment, LearntRounding):
             report["learnt_rounding"] = treatment.told()
     return QuantizedModel(final, plain, graph, report)
-
-
-def _added(before: Graph, after: Graph) -> dict[str, int]:
-    """How many more of each operator there are."""
-    counts = before.op_counts()
-    return {op: more for op, count in after.op_counts().items() if (more := count - counts.get(op, 0))}
 
 
 def spread(batches: Batches, count: int) -> list[NDArray[np.float32]]:
