@@ -20,8 +20,9 @@ from export.read_onnx import read_onnx
 from export.run import Program
 from export.runtime import invoke, run_onnx_as_it_is
 from export.write_tflite import write_tflite
+from quantize.half import prepared
 from quantize.int8 import Io, to_int8
-from quantize.ranges import narrowed_to_use, observe_ranges
+from quantize.ranges import narrowed_to_use, observe, observe_ranges
 from tests.export.graphs import node, onnx_model
 
 EXAMPLES = (
@@ -198,7 +199,8 @@ def test_a_random_network_gives_what_onnx_runtime_gives(model: onnx.ModelProto) 
     rows = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     graph = converted(model)
     limit = FLOAT_TOLERANCE * max(float(np.abs(expected).max()), 1.0)
-    for found in (run_file(graph, rows), Program(graph)(rows)):
+    half = prepared(graph, observe(graph, [rows]))
+    for found in (run_file(graph, rows), Program(graph)(rows), run_file(half, rows)):
         np.testing.assert_allclose(found, expected, atol=limit, rtol=0, err_msg=described(model))
 
 
