@@ -7,7 +7,7 @@ rounding. Error bounds: Higham, Accuracy and Stability of Numerical Algorithms, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
 from itertools import pairwise
@@ -70,16 +70,25 @@ def in_order(graph: Graph, seen: Observations) -> Graph:
 
 
 def _chains(graph: Graph) -> list[Chain]:
-    readers, chains = graph.consumers(), []
-    for node in graph.nodes:
-        chain = [node] if node.op == "CONV_2D" else []
-        while chain and len(readers[chain[-1].output]) == 1 and chain[-1].output not in graph.outputs:
-            chain.append(readers[chain[-1].output][0])
-            if chain[-1].op not in BETWEEN:
-                break
-        if len(chain) > 1 and _is_whole(graph, tuple(chain)):
-            chains.append(tuple(chain))
-    return chains
+    readers = graph.consumers()
+    chains = (_followed(graph, node, readers) for node in graph.nodes if node.op == "CONV_2D")
+    return [
+        chain
+        for chain in chains
+        if len(chain) > 1
+        and _is_whole(graph, chain)
+        and all(len(readers[name]) == 1 for name in _axes(chain))
+    ]
+
+
+def _followed(graph: Graph, first: Node, readers: Mapping[str, list[Node]]) -> Chain:
+    """The layer and its only readers, up to one that does not work channel by channel."""
+    chain = [first]
+    while len(readers[chain[-1].output]) == 1 and chain[-1].output not in graph.outputs:
+        chain.append(readers[chain[-1].output][0])
+        if chain[-1].op not in BETWEEN:
+            break
+    return tuple(chain)
 
 
 def _is_whole(graph: Graph, chain: Chain) -> bool:
@@ -130,15 +139,17 @@ def _running(products: Floats, order: NDArray[np.intp]) -> float:
     return float(np.cumsum(steps)[1:].sum())
 
 
-def _permuted(graph: Graph, chain: Chain, order: NDArray[np.intp]) -> Graph:
+def _axes(chain: Chain) -> dict[str, int]:
+    """The constants of a chain that hold its channels, and along which axis."""
     first, *between, last = chain
-    axes = {first.inputs[1]: 0, first.inputs[2]: 0, last.inputs[1]: -1}
-    for node in between:
-        if node.op == "DEPTHWISE_CONV_2D":
-            axes |= {name: -1 for name in node.inputs[1:3]}
+    depthwise = (name for node in between if node.op == "DEPTHWISE_CONV_2D" for name in node.inputs[1:3])
+    return {first.inputs[1]: 0, first.inputs[2]: 0, **dict.fromkeys(depthwise, -1), last.inputs[1]: -1}
+
+
+def _permuted(graph: Graph, chain: Chain, order: NDArray[np.intp]) -> Graph:
     tensors = {
         name: Tensor.constant(np.ascontiguousarray(graph.tensors[name].real().take(order, axis)))
-        for name, axis in axes.items()
+        for name, axis in _axes(chain).items()
     }
     return graph.with_nodes(graph.nodes, tensors)
 
@@ -151,22 +162,20 @@ def bias_last(graph: Graph, seen: Observations) -> Graph:
 
     The channels of an image have the order they have, and camera normalisation leaves large biases.
     """
+    makers = graph.producers()
     tensors: dict[str, Tensor] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        if _sums_image(graph, node) and _gain(graph, node, seen) >= LEAST_GAIN:
+        maker = makers.get(node.inputs[0])
+        source = maker.inputs[0] if maker is not None and maker.op == "PAD" else node.inputs[0]
+        sums_image = node.op == "CONV_2D" and source in graph.inputs and not _is_grouped(graph, node)
+        if sums_image and _gain(graph, node, seen) >= LEAST_GAIN:
             added, more = _with_bias_last(graph, node)
             nodes += added
             tensors |= more
         else:
             nodes.append(node)
     return graph.with_nodes(nodes, tensors)
-
-
-def _sums_image(graph: Graph, node: Node) -> bool:
-    maker = graph.producers().get(node.inputs[0])
-    source = maker.inputs[0] if maker is not None and maker.op == "PAD" else node.inputs[0]
-    return node.op == "CONV_2D" and source in graph.inputs and not _is_grouped(graph, node)
 
 
 def _gain(graph: Graph, node: Node, seen: Observations) -> float:

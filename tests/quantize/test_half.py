@@ -16,6 +16,14 @@ from quantize.half import LONG, PARTS, bias_last, in_order, in_parts, prepared, 
 from quantize.ranges import observe
 
 RNG = np.random.default_rng(3)
+WINDOW: dict[str, Attribute] = {
+    "padding": "VALID",
+    "stride_h": 2,
+    "stride_w": 2,
+    "dilation_h_factor": 1,
+    "dilation_w_factor": 1,
+    "fused_activation_function": "NONE",
+}
 
 
 def graph_of(model: str, alpha: float = 0.35) -> Graph:
@@ -87,19 +95,30 @@ def first_convolution(bias: float) -> Graph:
         "b": Tensor.constant(np.full(16, bias, np.float32)),
         "y": Tensor((1, 5, 4, 16)),
     }
-    attributes: dict[str, Attribute] = {
-        "padding": "VALID",
-        "stride_h": 2,
-        "stride_w": 2,
-        "dilation_h_factor": 1,
-        "dilation_w_factor": 1,
-        "fused_activation_function": "RELU6",
-    }
     nodes = (
         Node("PAD", ("image", "pads"), ("padded",)),
-        Node("CONV_2D", ("padded", "w", "b"), ("y",), attributes),
+        Node("CONV_2D", ("padded", "w", "b"), ("y",), {**WINDOW, "fused_activation_function": "RELU6"}),
     )
     return Graph(tensors, nodes, ("image",), ("y",))
+
+
+def test_weights_that_two_layers_share_stay_in_order() -> None:
+    tensors = {name: Tensor((1, 4, 5, 8)) for name in ("image", "a", "b", "y")}
+    alone = {name: Tensor.constant(weights(8, 1, 1, 8)) for name in ("w", "v", "u")}
+    biases = {name: Tensor.constant(weights(8)) for name in ("bias", "other")}
+    nodes = tuple(
+        Node("CONV_2D", inputs, (output,), {**WINDOW, "stride_h": 1, "stride_w": 1})
+        for inputs, output in (
+            (("image", "w", "bias"), "a"),
+            (("a", "v", "bias"), "b"),
+            (("b", "u", "other"), "y"),
+        )
+    )
+    graph = Graph({**tensors, **alone, **biases}, nodes, ("image",), ("y",))
+    some = weights(6, 4, 5, 8)
+    after = in_order(graph, observe(graph, [some]))
+    assert all(after.constant(name) is graph.constant(name) for name in ("bias", "w", "v"))
+    np.testing.assert_allclose(Program(after)(some), Program(graph)(some), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("bias", "added"), [(5.0, {"ADD": 1, "RESHAPE": 2}), (-0.1, {})])
