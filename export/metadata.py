@@ -25,6 +25,7 @@ ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that ZIP knows, so that the sam
 
 NORMALIZATION_OPTIONS, FEATURE_PROPERTIES, IMAGE_PROPERTIES = 1, 1, 2  # positions in their unions
 RGB, TENSOR_AXIS_LABELS = 1, 2  # ColorSpaceType, AssociatedFileType
+MOST_DESCRIBED = 100  # inputs, outputs, files and channels that are told of foreign metadata
 
 Slot = Callable[[flatbuffers.Builder], None]
 
@@ -152,13 +153,68 @@ def _floats(builder: flatbuffers.Builder, values: Sequence[float]) -> int:
 
 
 def described(packed: bytes) -> tuple[str, ...]:
-    """Name, version, licence and the lines of the description, where they are given."""
+    """Name, version, licence, description, normalisation of inputs and files of outputs, where given."""
     if packed[4:8] != IDENTIFIER:
         return ()
-    table = Table(bytearray(packed), struct.unpack_from("<I", packed)[0])
-    found = []
-    for slot, key in ((0, "name"), (2, "version"), (5, "license"), (1, "description")):
-        offset = table.Offset(4 + 2 * slot)
-        text = table.String(offset + table.Pos).decode(errors="replace") if offset else ""
-        found += [f"{key}: {line}" for line in text.splitlines()]
-    return tuple(found)
+    model = Table(bytearray(packed), struct.unpack_from("<I", packed)[0])
+    found = [
+        f"{key}: {line}"
+        for slot, key in ((0, "name"), (2, "version"), (5, "license"), (1, "description"))
+        for line in _string(model, slot).splitlines()
+    ]
+    for subgraph in _children(model, 3):
+        found += [line for tensor in _children(subgraph, 2) for line in _tensor_lines("input", tensor)]
+        found += [line for tensor in _children(subgraph, 3) for line in _tensor_lines("output", tensor)]
+    return tuple("".join(c if c.isprintable() else " " for c in line) for line in found)
+
+
+def _tensor_lines(role: str, tensor: Table) -> list[str]:
+    name = f"{role} {_string(tensor, 0)!r}"
+    steps = [
+        step
+        for unit in _children(tensor, 4)
+        if _byte(unit, 0) == NORMALIZATION_OPTIONS
+        for step in _child(unit, 1)
+    ]
+    found = [
+        f"{name}: normalised with mean {_listed(_numbers(step, 0))} and std {_listed(_numbers(step, 1))}"
+        for step in steps
+    ]
+    return found + [f"{name}: {_string(file, 0)}" for file in _children(tensor, 6)]
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers) or "none"
+
+
+def _string(table: Table, slot: int) -> str:
+    offset = table.Offset(4 + 2 * slot)
+    return str(table.String(offset + table.Pos).decode(errors="replace")) if offset else ""
+
+
+def _byte(table: Table, slot: int) -> int:
+    offset = table.Offset(4 + 2 * slot)
+    return int(table.Bytes[offset + table.Pos]) if offset else 0
+
+
+def _child(table: Table, slot: int) -> list[Table]:
+    """The table of a field, or none."""
+    offset = table.Offset(4 + 2 * slot)
+    return [Table(table.Bytes, table.Indirect(table.Pos + offset))] if offset else []
+
+
+def _children(table: Table, slot: int) -> list[Table]:
+    """The tables of a vector."""
+    offset = table.Offset(4 + 2 * slot)
+    if not offset:
+        return []
+    start, count = table.Vector(offset), min(table.VectorLen(offset), MOST_DESCRIBED)
+    return [Table(table.Bytes, table.Indirect(start + 4 * index)) for index in range(count)]
+
+
+def _numbers(table: Table, slot: int) -> tuple[float, ...]:
+    offset = table.Offset(4 + 2 * slot)
+    if not offset:
+        return ()
+    count = min(table.VectorLen(offset), MOST_DESCRIBED)
+    return struct.unpack_from(f"<{count}f", table.Bytes, table.Vector(offset))

@@ -33,16 +33,21 @@ DAMAGE = (
     OverflowError,
     MemoryError,
 )
-MOST_ELEMENTS = 1_000_000  # of all vectors walked; a file of 10,000 operators has fewer
+MOST_ELEMENTS = 1_000_000  # of all vectors walked in a small file; a file of 10,000 operators has fewer
+BYTES_AN_ELEMENT = 8  # of a large file; a scale and a zero point take twelve
+TIMES_READ = 4  # how often every byte may be looked at: names and constants can be shared
 INT8_LIMIT = 127
+TELLING_VALUES = 8  # of a channel: with fewer, most are near the largest, which sets the scale
+ZIP_MARK = b"PK"
 
 
 @dataclass(frozen=True, slots=True)
 class TfliteTensor:
     """A tensor of the file; `scales` is empty where it is not quantised.
 
-    `constant_bytes` is 0 for a computed tensor, `is_dynamic` tells a size that is only known when it runs,
-    `saturated` is the largest share of a channel's int8 values that stand at the limit.
+    `signature` is the shape with -1 for a size that is only known when it runs, `constant_bytes` is 0 for a
+    computed tensor, `buffer` says where constants are (several tensors may share one), `saturated` is the
+    largest share of a channel's int8 values that stand at the limit.
     """
 
     name: str
@@ -51,29 +56,44 @@ class TfliteTensor:
     scales: tuple[float, ...]
     zero_points: tuple[int, ...]
     axis: int
-    is_dynamic: bool = False
+    signature: tuple[int, ...] = ()
     constant_bytes: int = 0
+    buffer: int = 0
     saturated: float = 0.0
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether a size is only known when the file runs."""
+        return any(size < 0 for size in (*self.shape, *self.signature))
 
 
 @dataclass(frozen=True, slots=True)
 class TfliteOperator:
-    """An operator by its builtin name; inputs and outputs are indices of tensors, -1 an absent one."""
+    """An operator by its name; inputs and outputs are indices of tensors, -1 an absent one."""
 
     name: str
     version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    is_custom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TfliteSubgraph:
+    """A graph of the file: the main one, the one of a signature, or what a control-flow operator runs."""
+
+    name: str
+    tensors: tuple[TfliteTensor, ...]
+    operators: tuple[TfliteOperator, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TfliteFile:
-    """The first subgraph of a .tflite file, its signatures and its metadata."""
+    """A .tflite file: its subgraphs, of which the first is what runs, its signatures and its metadata."""
 
-    tensors: tuple[TfliteTensor, ...]
-    operators: tuple[TfliteOperator, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    subgraphs: tuple[TfliteSubgraph, ...]
     signatures: tuple[str, ...]
     metadata: tuple[str, ...]
     bytes: int
@@ -83,19 +103,41 @@ class TfliteFile:
     attached: tuple[str, ...] = ()
     attached_bytes: int = 0
 
+    @property
+    def tensors(self) -> tuple[TfliteTensor, ...]:
+        """Tensors of the first subgraph."""
+        return self.subgraphs[0].tensors
+
+    @property
+    def operators(self) -> tuple[TfliteOperator, ...]:
+        """Operators of the first subgraph, in the order they run."""
+        return self.subgraphs[0].operators
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Inputs of the first subgraph, as indices of its tensors."""
+        return self.subgraphs[0].inputs
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Outputs of the first subgraph, as indices of its tensors."""
+        return self.subgraphs[0].outputs
+
     def op_counts(self) -> dict[str, int]:
-        """How often each operator occurs, by name."""
+        """How often each operator occurs in the first subgraph, by name."""
         return dict(sorted(Counter(operator.name for operator in self.operators).items()))
 
 
 def read_tflite(path: Path) -> TfliteFile:
     """Read the file; AlpharhoError if it is missing, not TFLite, or damaged."""
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise AlpharhoError(f"{path}: not a file; give a .tflite file")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise AlpharhoError(f"{path}: {error.strerror}; give a .tflite file") from error
     if content[4:8] != IDENTIFIER:
-        raise AlpharhoError(f"{path}: not a TFLite file (no {IDENTIFIER.decode()} mark); give a .tflite file")
+        raise AlpharhoError(f"{path}: not a TFLite file (no {IDENTIFIER.decode()} mark); {_instead(content)}")
     try:
         return _Reader(content).read()
     except DAMAGE as error:
@@ -104,12 +146,19 @@ def read_tflite(path: Path) -> TfliteFile:
         ) from error
 
 
+def _instead(content: bytes) -> str:
+    if content.startswith(ZIP_MARK):
+        return "it is a ZIP archive, as .task bundles are: unpack it and give a .tflite file in it"
+    return "give a .tflite file"
+
+
 class _Reader:
     """Walks one file's tables, counting what it walks."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.left = MOST_ELEMENTS
+        self.left = max(MOST_ELEMENTS, len(content) // BYTES_AN_ELEMENT)
+        self.unread = TIMES_READ * len(content)
         self.model = schema.Model.GetRootAs(content, 0)
         self.types, self.ops = _names(schema.TensorType), _names(schema.BuiltinOperator)
         self.data_bytes: list[int] = []
@@ -117,35 +166,48 @@ class _Reader:
     def read(self) -> TfliteFile:
         model = self.model
         self.data_bytes = [self._size(buffer) for buffer in self._each(model.BuffersLength, model.Buffers)]
-        subgraph = self._first(model.SubgraphsLength, model.Subgraphs, "subgraph")
         codes = [self._code(code) for code in self._each(model.OperatorCodesLength, model.OperatorCodes)]
-        tensors = tuple(self._tensor(t) for t in self._each(subgraph.TensorsLength, subgraph.Tensors))
+        subgraphs = tuple(
+            self._subgraph(graph, codes) for graph in self._each(model.SubgraphsLength, model.Subgraphs)
+        )
+        if not subgraphs:
+            raise ValueError("no subgraph")
         entries = [
-            (_text(entry.Name()), entry.Buffer())
+            (self._text(entry.Name()), entry.Buffer())
             for entry in self._each(model.MetadataLength, model.Metadata)
         ]
         signatures = self._each(model.SignatureDefsLength, model.SignatureDefs)
         attached, attached_bytes = _attached(self.content)
-        file = TfliteFile(
-            tensors=tensors,
-            operators=tuple(
-                self._operator(op, codes) for op in self._each(subgraph.OperatorsLength, subgraph.Operators)
-            ),
-            inputs=self._integers(subgraph.InputsLength, subgraph.InputsAsNumpy),
-            outputs=self._integers(subgraph.OutputsLength, subgraph.OutputsAsNumpy),
-            signatures=tuple(_text(signature.SignatureKey()) for signature in signatures),
+        return TfliteFile(
+            subgraphs=subgraphs,
+            signatures=tuple(self._text(signature.SignatureKey()) for signature in signatures),
             metadata=tuple(name for name, _ in entries),
             bytes=len(self.content),
             constant_bytes=sum(self.data_bytes),
-            about=next(
-                (described(self._data(index).tobytes()) for name, index in entries if name == ENTRY), ()
-            ),
-            metadata_bytes=sum(self.data_bytes[index] for _, index in entries),
+            about=next((self._about(index) for name, index in entries if name == ENTRY), ()),
+            metadata_bytes=sum(self.data_bytes[index] for index in {index for _, index in entries}),
             attached=attached,
             attached_bytes=attached_bytes,
         )
-        _check_indices(file)
-        return file
+
+    def _subgraph(self, graph: Any, codes: list[tuple[str, int, bool]]) -> TfliteSubgraph:
+        found = TfliteSubgraph(
+            name=self._text(graph.Name()),
+            tensors=tuple(self._tensor(t) for t in self._each(graph.TensorsLength, graph.Tensors)),
+            operators=tuple(
+                self._operator(op, codes) for op in self._each(graph.OperatorsLength, graph.Operators)
+            ),
+            inputs=self._integers(graph.InputsLength, graph.InputsAsNumpy),
+            outputs=self._integers(graph.OutputsLength, graph.OutputsAsNumpy),
+        )
+        _check_indices(found)
+        return found
+
+    def _about(self, index: int) -> tuple[str, ...]:
+        try:
+            return described(self._data(index).tobytes())
+        except DAMAGE:
+            return (f"{ENTRY} cannot be read, it is damaged",)
 
     def _each(self, length: Callable[[], int], item: Callable[[int], Any]) -> list[Any]:
         count = self._counted(length(), 4)
@@ -157,29 +219,29 @@ class _Reader:
             raise ValueError(f"a vector of {count} elements in a file of {len(self.content)} bytes")
         return count
 
-    def _first(self, length: Callable[[], int], item: Callable[[int], Any], what: str) -> Any:
-        if self._counted(length(), 4) < 1:
-            raise ValueError(f"no {what}")
-        return item(0)
-
     def _integers(self, length: Callable[[], int], values: Callable[[], Any]) -> tuple[int, ...]:
-        return tuple(int(value) for value in values()) if self._counted(length(), 1) else ()
+        return tuple(values().tolist()) if self._counted(length(), 1) else ()
 
     def _floats(self, length: Callable[[], int], values: Callable[[], Any]) -> tuple[float, ...]:
-        return tuple(float(value) for value in values()) if self._counted(length(), 1) else ()
+        return tuple(values().tolist()) if self._counted(length(), 1) else ()
 
     def _size(self, buffer: Any) -> int:
-        size = buffer.DataLength() or buffer.Size()
-        if size > len(self.content):
-            raise ValueError(f"a constant of {size} bytes in a file of {len(self.content)} bytes")
-        return int(size)
+        start, size = self._place(buffer)
+        if start + size > len(self.content) or buffer.DataLength() > len(self.content):
+            raise ValueError(f"a constant of {size} bytes at {start} in a file of {len(self.content)} bytes")
+        return size or int(buffer.DataLength())
+
+    def _place(self, buffer: Any) -> tuple[int, int]:
+        """Where a constant behind the flatbuffer is, and its bytes; an offset of 0 or 1 says it is inside."""
+        return (int(buffer.Offset()), int(buffer.Size())) if buffer.Offset() > 1 else (0, 0)
 
     def _data(self, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        """The bytes of a buffer, inline or behind the flatbuffer."""
+        """The bytes of a buffer, inside or behind the flatbuffer."""
         buffer = self.model.Buffers(index)
-        if buffer.DataLength():
-            return np.asarray(buffer.DataAsNumpy(), np.uint8)
-        return np.frombuffer(self.content, np.uint8)[buffer.Offset() : buffer.Offset() + buffer.Size()]
+        start, size = self._place(buffer)
+        if size:
+            return np.frombuffer(self.content, np.uint8, size, start)
+        return np.asarray(buffer.DataAsNumpy(), np.uint8)
 
     def _tensor(self, tensor: Any) -> TfliteTensor:
         found = tensor.Quantization()
@@ -188,49 +250,68 @@ class _Reader:
         axis = 0 if found is None else int(found.QuantizedDimension())
         shape = self._integers(tensor.ShapeLength, tensor.ShapeAsNumpy)
         signature = self._integers(tensor.ShapeSignatureLength, tensor.ShapeSignatureAsNumpy)
-        dtype = self.types[tensor.Type()].lower()
+        dtype = self.types.get(tensor.Type(), f"type_{tensor.Type()}").lower()
         return TfliteTensor(
-            name=_text(tensor.Name()),
+            name=self._text(tensor.Name()),
             shape=shape,
             dtype=dtype,
             scales=scales,
             zero_points=zeros,
             axis=axis,
-            is_dynamic=any(size < 0 for size in (*shape, *signature)),
+            signature=signature or shape,
             constant_bytes=self.data_bytes[tensor.Buffer()],
+            buffer=int(tensor.Buffer()),
             saturated=self._saturated(tensor.Buffer(), shape, axis) if dtype == "int8" and scales else 0.0,
         )
 
     def _saturated(self, index: int, shape: tuple[int, ...], axis: int) -> float:
-        data = self._data(index).view(np.int8) if self.data_bytes[index] else np.empty(0, np.int8)
-        if not data.size or math.prod(shape) != data.size or not 0 <= axis < len(shape):
+        size = self.data_bytes[index]
+        if not size or math.prod(shape) != size or not 0 <= axis < len(shape) or size > self.unread:
             return 0.0
-        at_limit = np.abs(data.reshape(shape).astype(np.int16)) >= INT8_LIMIT
+        if size // shape[axis] < TELLING_VALUES:
+            return 0.0
+        self.unread -= size
+        data = self._data(index).view(np.int8).reshape(shape)
+        at_limit = (data >= INT8_LIMIT) | (data <= -INT8_LIMIT)
         others = tuple(other for other in range(len(shape)) if other != axis)
         return float(at_limit.mean(axis=others).max())
 
-    def _code(self, code: Any) -> tuple[str, int]:
+    def _code(self, code: Any) -> tuple[str, int, bool]:
         number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-        name = _text(code.CustomCode()) if self.ops[number] == "CUSTOM" else self.ops[number]
-        return name, int(code.Version())
+        name = self.ops.get(number, f"BUILTIN_{number}")
+        is_custom = name == "CUSTOM"
+        return self._text(code.CustomCode()) if is_custom else name, int(code.Version()), is_custom
 
-    def _operator(self, operator: Any, codes: list[tuple[str, int]]) -> TfliteOperator:
-        name, version = codes[operator.OpcodeIndex()]
+    def _operator(self, operator: Any, codes: list[tuple[str, int, bool]]) -> TfliteOperator:
+        name, version, is_custom = codes[operator.OpcodeIndex()]
         return TfliteOperator(
             name,
             version,
             self._integers(operator.InputsLength, operator.InputsAsNumpy),
             self._integers(operator.OutputsLength, operator.OutputsAsNumpy),
+            is_custom,
+        )
+
+    def _text(self, value: bytes | None) -> str:
+        """On one line and without control characters, which a terminal would obey."""
+        self.unread -= len(value or b"")
+        if self.unread < 0:
+            raise ValueError(f"names longer than a file of {len(self.content)} bytes can hold")
+        text = (value or b"").decode(errors="replace")
+        return (
+            text
+            if text.isprintable()
+            else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
         )
 
 
-def _check_indices(file: TfliteFile) -> None:
-    """ValueError where an operator or a door names a tensor that the file does not have."""
-    used = [(-1, index) for op in file.operators for index in op.inputs]
-    used += [(0, index) for op in file.operators for index in op.outputs]
-    used += [(0, index) for index in (*file.inputs, *file.outputs)]
-    if wrong := [index for lowest, index in used if not lowest <= index < len(file.tensors)]:
-        raise ValueError(f"tensor {wrong[0]} of {len(file.tensors)}")
+def _check_indices(graph: TfliteSubgraph) -> None:
+    """ValueError where an operator or a door names a tensor that the subgraph does not have."""
+    used = [(-1, index) for op in graph.operators for index in op.inputs]
+    used += [(0, index) for op in graph.operators for index in op.outputs]
+    used += [(0, index) for index in (*graph.inputs, *graph.outputs)]
+    if wrong := [index for lowest, index in used if not lowest <= index < len(graph.tensors)]:
+        raise ValueError(f"tensor {wrong[0]} of {len(graph.tensors)}")
 
 
 def _attached(content: bytes) -> tuple[tuple[str, ...], int]:
@@ -246,7 +327,3 @@ def _attached(content: bytes) -> tuple[tuple[str, ...], int]:
 
 def _names(enum: type) -> dict[int, str]:
     return {number: name for name, number in vars(enum).items() if isinstance(number, int)}
-
-
-def _text(value: bytes | None) -> str:
-    return (value or b"").decode(errors="replace")

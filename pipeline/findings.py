@@ -1,0 +1,237 @@
+"""What is wrong with a .tflite file, and what is worth knowing: one rule after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from export.check import DelegateAudit
+from export.read_tflite import TfliteFile, TfliteOperator, TfliteSubgraph
+from quantize.int8 import LIMITED_INT8_KERNEL, NO_INT8_KERNEL
+
+EIGHT_BIT = ("int8", "uint8")
+FLOATS = ("float32", "float16")
+CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "CAST")
+CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
+HYBRID = (*CONVOLUTIONS, "FULLY_CONNECTED")
+SATURATED = 0.5  # of a channel's values at the limit; one of nine is normal for a 3x3 filter
+JOINED_TENSORS = 5
+MOST_PLACES = 40  # letters of a tensor's name
+
+UNDIVIDED = DelegateAudit(1, ())
+WARNING, NOTE = "warning", "note"
+K = TypeVar("K")
+V = TypeVar("V")
+WHY = {
+    "CALL_ONCE": "it sets variables up, before the first run",
+    "IF": "control flow is the runtime's own",
+    "MIRROR_PAD": "XNNPACK pads with zeros only",
+    "PADV2": "XNNPACK pads with zeros only",
+    "RESIZE_NEAREST_NEIGHBOR": "XNNPACK has no nearest-neighbour kernel; RESIZE_BILINEAR it has",
+    "STRIDED_SLICE": "XNNPACK takes only steps of one that keep all axes",
+    "WHILE": "control flow is the runtime's own",
+}
+# Where operators have the shape of their result from; without a constant there it is known only at run time.
+SHAPE_POSITIONS = {
+    "BROADCAST_TO": (1,),
+    "FILL": (0,),
+    "PAD": (1,),
+    "PADV2": (1,),
+    "RANGE": (0, 1, 2),
+    "RESHAPE": (1,),
+    "RESIZE_BILINEAR": (1,),
+    "RESIZE_NEAREST_NEIGHBOR": (1,),
+    "SLICE": (1, 2),
+    "STRIDED_SLICE": (1, 2, 3),
+    "TILE": (1,),
+    "TRANSPOSE_CONV": (0,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to know (`note`) or to put right (`warning`) about a file."""
+
+    level: str
+    text: str
+
+
+def findings(file: TfliteFile, audit: DelegateAudit) -> list[Finding]:
+    """All that the rules below find, in their order; `audit` is of the first subgraph."""
+    found = [finding for rule in RULES for finding in rule(file.subgraphs[0], audit)]
+    for graph in file.subgraphs[1:]:
+        found += [
+            Finding(finding.level, f"in {shortened(graph.name)!r}: {finding.text}")
+            for rule in RULES
+            for finding in rule(graph, UNDIVIDED)
+        ]
+    return found
+
+
+def shortened(name: str) -> str:
+    """The end of a long name, which tells more than its beginning."""
+    return name if len(name) <= MOST_PLACES else f"…{name[1 - MOST_PLACES :]}"
+
+
+def _float_operators(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
+    computed = {index for op in graph.operators for index in op.outputs}
+    if not any(graph.tensors[index].dtype in EIGHT_BIT for index in computed):
+        return
+    level = NOTE if audit.partitions == 1 else WARNING
+    found = [op for op in graph.operators if op.name not in CONVERSIONS and _is_float(graph, op)]
+    for name, names in _grouped((op.name, graph.tensors[op.outputs[0]].name) for op in found).items():
+        yield Finding(
+            level, f"{len(names)} {name} in float in an 8-bit file, for example {shortened(names[0])!r}"
+        )
+
+
+def _hybrids(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
+    found = [
+        op
+        for op in graph.operators
+        if op.name in HYBRID
+        and _is_float(graph, op)
+        and len(op.inputs) > 1
+        and graph.tensors[op.inputs[1]].dtype in ("int4", "int8")
+    ]
+    if found:
+        counts = counted(op.name for op in found)
+        yield Finding(NOTE, f"{counts}: 8-bit weights, float values (dynamic-range quantisation)")
+
+
+def _transposes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
+    names = [
+        graph.tensors[op.outputs[0]].name for op in graph.operators if op.name == "TRANSPOSE" and op.outputs
+    ]
+    if names:
+        yield Finding(
+            WARNING,
+            f"{len(names)} TRANSPOSE move data without computing, the first is {shortened(names[0])!r}",
+        )
+
+
+def _per_tensor_weights(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
+    weights = [
+        graph.tensors[op.inputs[1]]
+        for op in graph.operators
+        if op.name in CONVOLUTIONS and len(op.inputs) > 1
+    ]
+    names = [
+        t.name for t in weights if t.dtype in EIGHT_BIT and len(t.scales) == 1 and max(t.shape, default=1) > 1
+    ]
+    if names:
+        yield Finding(
+            WARNING,
+            f"{len(names)} convolutions have one scale for all channels, "
+            f"the first is {shortened(names[0])!r}",
+        )
+
+
+def _saturated_ranges(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
+    names = [tensor.name for tensor in graph.tensors if tensor.saturated > SATURATED]
+    if names:
+        yield Finding(
+            WARNING,
+            f"{len(names)} constants have a channel with most values at the limit, "
+            f"the first is {shortened(names[0])!r}",
+        )
+    scales = [t.name for t in graph.tensors if any(not (math.isfinite(s) and s > 0) for s in t.scales)]
+    if scales:
+        yield Finding(
+            WARNING,
+            f"{len(scales)} tensors have a scale that is not above 0, the first is {shortened(scales[0])!r}",
+        )
+
+
+def _dynamic_shapes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
+    for tensor in (graph.tensors[index] for index in graph.inputs):
+        if any(size < 0 for size in tensor.signature[1:]):
+            text = "has a dynamic shape: a benchmark may time it at the smallest size"
+            yield Finding(WARNING, f"input {shortened(tensor.name)!r} {text}")
+        elif tensor.is_dynamic:
+            text = (
+                "takes any number of rows (its first size is dynamic); a benchmark times it at the one shown"
+            )
+            yield Finding(NOTE, f"input {shortened(tensor.name)!r} {text}")
+
+
+def _custom_operators(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
+    names = [op.name for op in graph.operators if op.is_custom]
+    if names:
+        yield Finding(
+            NOTE, f"custom operators, which run only where their code is linked in: {counted(names)}"
+        )
+
+
+def _partitions(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
+    outside = [name for name in audit.undelegated_ops if name not in CONVERSIONS]
+    level = WARNING if audit.partitions > 1 else NOTE
+    reasons = _reasons(graph, frozenset(outside))
+    for reason, names in _grouped((reasons[name], name) for name in outside).items():
+        yield Finding(level, f"outside the delegate: {counted(names)}: {reason}")
+    if audit.partitions == 0 and graph.operators:
+        yield Finding(NOTE, "the delegate takes no operator of this file")
+
+
+RULES: tuple[Callable[[TfliteSubgraph, DelegateAudit], Iterable[Finding]], ...] = (
+    _float_operators,
+    _hybrids,
+    _transposes,
+    _per_tensor_weights,
+    _saturated_ranges,
+    _dynamic_shapes,
+    _custom_operators,
+    _partitions,
+)
+
+
+def _reasons(graph: TfliteSubgraph, names: frozenset[str]) -> dict[str, str]:
+    """Why the delegate leaves operators of these names out, as far as the file tells."""
+    dynamic = dynamic_tensors(graph)
+    found = _grouped((op.name, op) for op in graph.operators if op.name in names)
+    return {name: _reason(graph, name, found.get(name, []), dynamic) for name in names}
+
+
+def _reason(graph: TfliteSubgraph, name: str, ops: list[TfliteOperator], dynamic: frozenset[int]) -> str:
+    dtypes = {graph.tensors[op.outputs[0]].dtype for op in ops if op.outputs}
+    if any(op.is_custom for op in ops):
+        return "a custom operator is its own code"
+    if any(not dynamic.isdisjoint((*op.inputs, *op.outputs)) for op in ops):
+        return "a shape is known only when it runs"
+    if name in NO_INT8_KERNEL and dtypes & set(EIGHT_BIT):
+        return "XNNPACK has no 8-bit kernel for it; between DEQUANTIZE and QUANTIZE it stays inside"
+    if name in LIMITED_INT8_KERNEL and dtypes & set(EIGHT_BIT):
+        return "beyond the limits of XNNPACK's 8-bit kernel; between DEQUANTIZE and QUANTIZE it stays inside"
+    if name == "CONCATENATION" and any(len(op.inputs) > JOINED_TENSORS for op in ops):
+        return "XNNPACK joins up to five tensors"
+    return WHY.get(name, f"XNNPACK does not take it with these types ({', '.join(sorted(dtypes)) or 'none'})")
+
+
+def dynamic_tensors(graph: TfliteSubgraph) -> frozenset[int]:
+    """Tensors whose shape depends on computed values; the size of a dynamic input is set before it runs."""
+    computed = {index for op in graph.operators for index in op.outputs} | set(graph.inputs)
+    found: set[int] = set()
+    for op in graph.operators:
+        shaping = [op.inputs[place] for place in SHAPE_POSITIONS.get(op.name, ()) if place < len(op.inputs)]
+        if not computed.isdisjoint(shaping) or (op.name != "SHAPE" and not found.isdisjoint(op.inputs)):
+            found.update(op.outputs)
+    return frozenset(found)
+
+
+def counted(names: Iterable[str]) -> str:
+    """Names in their first order, each with how often it occurs."""
+    groups = _grouped((name, name) for name in names)
+    return ", ".join(f"{len(group)} {name}" for name, group in groups.items())
+
+
+def _is_float(graph: TfliteSubgraph, op: TfliteOperator) -> bool:
+    return bool(op.outputs) and graph.tensors[op.outputs[0]].dtype in FLOATS
+
+
+def _grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
