@@ -39,6 +39,8 @@ TIMES_READ = 4  # how often every byte may be looked at: names and constants can
 INT8_LIMIT = 127
 TELLING_VALUES = 8  # of a channel: with fewer, most are near the largest, which sets the scale
 ZIP_MARK = b"PK"
+DATA_SLOT = 4  # of a buffer's table
+Place = tuple[int, int]  # start and bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ class TfliteTensor:
     """A tensor of the file; `scales` is empty where it is not quantised.
 
     `signature` is the shape with -1 for a size that is only known when it runs, `constant_bytes` is 0 for a
-    computed tensor, `buffer` says where constants are (several tensors may share one), `saturated` is the
-    largest share of a channel's int8 values that stand at the limit.
+    computed tensor, `constants_at` their place in the file (tensors may share it), `saturated` is the largest
+    share of a channel's int8 values that stand at the limit.
     """
 
     name: str
@@ -58,7 +60,7 @@ class TfliteTensor:
     axis: int
     signature: tuple[int, ...] = ()
     constant_bytes: int = 0
-    buffer: int = 0
+    constants_at: int = 0
     saturated: float = 0.0
 
     @property
@@ -161,11 +163,14 @@ class _Reader:
         self.unread = TIMES_READ * len(content)
         self.model = schema.Model.GetRootAs(content, 0)
         self.types, self.ops = _names(schema.TensorType), _names(schema.BuiltinOperator)
-        self.data_bytes: list[int] = []
+        self.places: list[Place] = []
 
     def read(self) -> TfliteFile:
         model = self.model
-        self.data_bytes = [self._size(buffer) for buffer in self._each(model.BuffersLength, model.Buffers)]
+        self.places = [self._place(buffer) for buffer in self._each(model.BuffersLength, model.Buffers)]
+        constant_bytes = sum(size for _, size in set(self.places))
+        if constant_bytes > len(self.content):
+            raise ValueError(f"constants of {constant_bytes} bytes in a file of {len(self.content)} bytes")
         codes = [self._code(code) for code in self._each(model.OperatorCodesLength, model.OperatorCodes)]
         subgraphs = tuple(
             self._subgraph(graph, codes) for graph in self._each(model.SubgraphsLength, model.Subgraphs)
@@ -173,21 +178,22 @@ class _Reader:
         if not subgraphs:
             raise ValueError("no subgraph")
         entries = [
-            (self._text(entry.Name()), entry.Buffer())
+            (self._text(entry.Name()), self.places[entry.Buffer()])
             for entry in self._each(model.MetadataLength, model.Metadata)
         ]
         signatures = self._each(model.SignatureDefsLength, model.SignatureDefs)
         attached, attached_bytes = _attached(self.content)
+        used = {tensor.constants_at for graph in subgraphs for tensor in graph.tensors}
         return TfliteFile(
             subgraphs=subgraphs,
             signatures=tuple(self._text(signature.SignatureKey()) for signature in signatures),
             metadata=tuple(name for name, _ in entries),
             bytes=len(self.content),
-            constant_bytes=sum(self.data_bytes),
-            about=next((self._about(index) for name, index in entries if name == ENTRY), ()),
-            metadata_bytes=sum(self.data_bytes[index] for index in {index for _, index in entries}),
+            constant_bytes=constant_bytes,
+            about=next((self._about(place) for name, place in entries if name == ENTRY), ()),
+            metadata_bytes=sum(size for start, size in {place for _, place in entries} if start not in used),
             attached=attached,
-            attached_bytes=attached_bytes,
+            attached_bytes=min(attached_bytes, len(self.content) - constant_bytes),
         )
 
     def _subgraph(self, graph: Any, codes: list[tuple[str, int, bool]]) -> TfliteSubgraph:
@@ -203,9 +209,9 @@ class _Reader:
         _check_indices(found)
         return found
 
-    def _about(self, index: int) -> tuple[str, ...]:
+    def _about(self, place: Place) -> tuple[str, ...]:
         try:
-            return described(self._data(index).tobytes())
+            return described(self._data(place).tobytes())
         except DAMAGE:
             return (f"{ENTRY} cannot be read, it is damaged",)
 
@@ -225,23 +231,18 @@ class _Reader:
     def _floats(self, length: Callable[[], int], values: Callable[[], Any]) -> tuple[float, ...]:
         return tuple(values().tolist()) if self._counted(length(), 1) else ()
 
-    def _size(self, buffer: Any) -> int:
-        start, size = self._place(buffer)
-        if start + size > len(self.content) or buffer.DataLength() > len(self.content):
+    def _place(self, buffer: Any) -> Place:
+        """Where a constant is, behind the flatbuffer (an offset above 1 says so) or inside."""
+        start, size = int(buffer.Offset()), int(buffer.Size())
+        if start <= 1:
+            size = int(buffer.DataLength())
+            start = int(buffer._tab.Vector(buffer._tab.Offset(DATA_SLOT))) if size else 0
+        if start + size > len(self.content):
             raise ValueError(f"a constant of {size} bytes at {start} in a file of {len(self.content)} bytes")
-        return size or int(buffer.DataLength())
+        return start, size
 
-    def _place(self, buffer: Any) -> tuple[int, int]:
-        """Where a constant behind the flatbuffer is, and its bytes; an offset of 0 or 1 says it is inside."""
-        return (int(buffer.Offset()), int(buffer.Size())) if buffer.Offset() > 1 else (0, 0)
-
-    def _data(self, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        """The bytes of a buffer, inside or behind the flatbuffer."""
-        buffer = self.model.Buffers(index)
-        start, size = self._place(buffer)
-        if size:
-            return np.frombuffer(self.content, np.uint8, size, start)
-        return np.asarray(buffer.DataAsNumpy(), np.uint8)
+    def _data(self, place: Place) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        return np.frombuffer(self.content, np.uint8, place[1], place[0])
 
     def _tensor(self, tensor: Any) -> TfliteTensor:
         found = tensor.Quantization()
@@ -250,6 +251,7 @@ class _Reader:
         axis = 0 if found is None else int(found.QuantizedDimension())
         shape = self._integers(tensor.ShapeLength, tensor.ShapeAsNumpy)
         signature = self._integers(tensor.ShapeSignatureLength, tensor.ShapeSignatureAsNumpy)
+        place = self.places[tensor.Buffer()]
         dtype = self.types.get(tensor.Type(), f"type_{tensor.Type()}").lower()
         return TfliteTensor(
             name=self._text(tensor.Name()),
@@ -259,19 +261,19 @@ class _Reader:
             zero_points=zeros,
             axis=axis,
             signature=signature or shape,
-            constant_bytes=self.data_bytes[tensor.Buffer()],
-            buffer=int(tensor.Buffer()),
-            saturated=self._saturated(tensor.Buffer(), shape, axis) if dtype == "int8" and scales else 0.0,
+            constant_bytes=place[1],
+            constants_at=place[0],
+            saturated=self._saturated(place, shape, axis) if dtype == "int8" and scales else 0.0,
         )
 
-    def _saturated(self, index: int, shape: tuple[int, ...], axis: int) -> float:
-        size = self.data_bytes[index]
+    def _saturated(self, place: Place, shape: tuple[int, ...], axis: int) -> float:
+        size = place[1]
         if not size or math.prod(shape) != size or not 0 <= axis < len(shape) or size > self.unread:
             return 0.0
         if size // shape[axis] < TELLING_VALUES:
             return 0.0
         self.unread -= size
-        data = self._data(index).view(np.int8).reshape(shape)
+        data = self._data(place).view(np.int8).reshape(shape)
         at_limit = (data >= INT8_LIMIT) | (data <= -INT8_LIMIT)
         others = tuple(other for other in range(len(shape)) if other != axis)
         return float(at_limit.mean(axis=others).max())

@@ -104,18 +104,17 @@ def size_by_part(file: TfliteFile) -> dict[str, int]:
     sizes: dict[int, int] = {}
     roles: dict[int, str] = {}
     for graph in file.subgraphs:
-        sizes |= {tensor.buffer: tensor.constant_bytes for tensor in graph.tensors}
+        sizes |= {tensor.constants_at: tensor.constant_bytes for tensor in graph.tensors}
         roles = _roles(graph) | roles
-    for buffer, size in sizes.items():
-        parts[roles.get(buffer, "other constants")] += size
-    unused = file.constant_bytes - sum(parts.values()) - file.metadata_bytes
-    parts |= {"unused constants": max(unused, 0)}
+    for place, size in sizes.items():
+        parts[roles.get(place, "other constants")] += size
+    parts["unused constants"] = file.constant_bytes - sum(parts.values()) - file.metadata_bytes
     parts |= {"metadata": file.metadata_bytes, "attached files": file.attached_bytes}
     return {**parts, "structure": file.bytes - sum(parts.values())}
 
 
 def _roles(graph: TfliteSubgraph) -> dict[int, str]:
-    """What the buffers with weights and biases are for."""
+    """What the constants at a place of the file are for: weights or biases."""
     behind = decoded_constants(graph)
     roles: dict[int, str] = {}
     for op in graph.operators:
@@ -123,5 +122,5 @@ def _roles(graph: TfliteSubgraph) -> dict[int, str]:
         for position, role in zip(positions, ("weights", "biases"), strict=False):
             if position < len(op.inputs) and op.inputs[position] >= 0:
                 index = op.inputs[position]
-                roles.setdefault(graph.tensors[behind.get(index, index)].buffer, role)
+                roles.setdefault(graph.tensors[behind.get(index, index)].constants_at, role)
     return roles
