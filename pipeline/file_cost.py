@@ -72,6 +72,15 @@ def uncounted(graph: TfliteSubgraph) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def unsized(graph: TfliteSubgraph) -> int:
+    """How many operators count too little, because a size beside the batch is known only when they run."""
+    return sum(
+        any(size < 0 for size in graph.tensors[op.outputs[0]].signature[1:])
+        for op in graph.operators
+        if op.name in PRODUCTS and op.outputs
+    )
+
+
 def _mult_adds(graph: TfliteSubgraph, op: TfliteOperator) -> int:
     product, place = PRODUCTS.get(op.name), SOURCE_POSITIONS.get(op.name, 0)
     if product is None or len(op.inputs) <= max(1, place) or not op.outputs:

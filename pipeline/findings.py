@@ -33,7 +33,7 @@ WHY = {
     "STRIDED_SLICE": "XNNPACK takes only steps of one that keep all axes",
     "WHILE": "control flow is the runtime's own",
 }
-# Where operators have the shape of their result from; without a constant there it is known only at run time.
+# Where operators have the shape of their result from; XNNPACK takes them only if that is a constant.
 SHAPE_POSITIONS = {
     "BROADCAST_TO": (1,),
     "FILL": (0,),
@@ -108,7 +108,8 @@ def _transposes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding
     if names:
         yield Finding(
             WARNING,
-            f"{len(names)} TRANSPOSE move data without computing, the first is {shortened(names[0])!r}",
+            f"{len(names)} TRANSPOSE, which moves data without computing, "
+            f"the first is {shortened(names[0])!r}",
         )
 
 
@@ -130,11 +131,14 @@ def _per_tensor_weights(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable
 
 
 def _saturated_ranges(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
-    names = [tensor.name for tensor in graph.tensors if tensor.saturated > SATURATED]
+    weights = {op.inputs[1] for op in graph.operators if op.name in HYBRID and len(op.inputs) > 1} - {-1}
+    names = [
+        graph.tensors[index].name for index in sorted(weights) if graph.tensors[index].saturated > SATURATED
+    ]
     if names:
         yield Finding(
             WARNING,
-            f"{len(names)} constants have a channel with most values at the limit, "
+            f"{len(names)} weights have a channel with most values at the limit, "
             f"the first is {shortened(names[0])!r}",
         )
     scales = [t.name for t in graph.tensors if any(not (math.isfinite(s) and s > 0) for s in t.scales)]
@@ -151,9 +155,7 @@ def _dynamic_shapes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Fin
             text = "has a dynamic shape: a benchmark may time it at the smallest size"
             yield Finding(WARNING, f"input {shortened(tensor.name)!r} {text}")
         elif tensor.is_dynamic:
-            text = (
-                "takes any number of rows (its first size is dynamic); a benchmark times it at the one shown"
-            )
+            text = f"has a dynamic batch: a runtime takes {tensor.shape[0]} unless it is resized"
             yield Finding(NOTE, f"input {shortened(tensor.name)!r} {text}")
 
 
@@ -189,35 +191,36 @@ RULES: tuple[Callable[[TfliteSubgraph, DelegateAudit], Iterable[Finding]], ...] 
 
 def _reasons(graph: TfliteSubgraph, names: frozenset[str]) -> dict[str, str]:
     """Why the delegate leaves operators of these names out, as far as the file tells."""
-    dynamic = dynamic_tensors(graph)
     found = _grouped((op.name, op) for op in graph.operators if op.name in names)
-    return {name: _reason(graph, name, found.get(name, []), dynamic) for name in names}
+    return {name: _reason(graph, name, found.get(name, [])) for name in names}
 
 
-def _reason(graph: TfliteSubgraph, name: str, ops: list[TfliteOperator], dynamic: frozenset[int]) -> str:
+def _reason(graph: TfliteSubgraph, name: str, ops: list[TfliteOperator]) -> str:
     dtypes = {graph.tensors[op.outputs[0]].dtype for op in ops if op.outputs}
     if any(op.is_custom for op in ops):
         return "a custom operator is its own code"
-    if any(not dynamic.isdisjoint((*op.inputs, *op.outputs)) for op in ops):
-        return "a shape is known only when it runs"
     if name in NO_INT8_KERNEL and dtypes & set(EIGHT_BIT):
         return "XNNPACK has no 8-bit kernel for it; between DEQUANTIZE and QUANTIZE it stays inside"
     if name in LIMITED_INT8_KERNEL and dtypes & set(EIGHT_BIT):
         return "beyond the limits of XNNPACK's 8-bit kernel; between DEQUANTIZE and QUANTIZE it stays inside"
+    if dtypes.isdisjoint((*FLOATS, *EIGHT_BIT)) and dtypes:
+        return f"XNNPACK does not compute with {', '.join(sorted(dtypes))}"
+    if any(_is_shaped_by_others(graph, op) for op in ops):
+        return "the shape of its result is not a constant"
     if name == "CONCATENATION" and any(len(op.inputs) > JOINED_TENSORS for op in ops):
         return "XNNPACK joins up to five tensors"
-    return WHY.get(name, f"XNNPACK does not take it with these types ({', '.join(sorted(dtypes)) or 'none'})")
+    return WHY.get(name, f"XNNPACK leaves it out (types: {_dtypes(graph, ops)})")
 
 
-def dynamic_tensors(graph: TfliteSubgraph) -> frozenset[int]:
-    """Tensors whose shape depends on computed values; the size of a dynamic input is set before it runs."""
-    computed = {index for op in graph.operators for index in op.outputs} | set(graph.inputs)
-    found: set[int] = set()
-    for op in graph.operators:
-        shaping = [op.inputs[place] for place in SHAPE_POSITIONS.get(op.name, ()) if place < len(op.inputs)]
-        if not computed.isdisjoint(shaping) or (op.name != "SHAPE" and not found.isdisjoint(op.inputs)):
-            found.update(op.outputs)
-    return frozenset(found)
+def _is_shaped_by_others(graph: TfliteSubgraph, op: TfliteOperator) -> bool:
+    places = [place for place in SHAPE_POSITIONS.get(op.name, ()) if place < len(op.inputs)]
+    shaping = [graph.tensors[op.inputs[place]] for place in places if op.inputs[place] >= 0]
+    return any(tensor.shape and not tensor.constant_bytes for tensor in shaping)
+
+
+def _dtypes(graph: TfliteSubgraph, ops: Iterable[TfliteOperator]) -> str:
+    used = {index for op in ops for index in (*op.inputs[:2], *op.outputs) if index >= 0}
+    return ", ".join(sorted({graph.tensors[index].dtype for index in used})) or "none"
 
 
 def counted(names: Iterable[str]) -> str:

@@ -7,14 +7,14 @@ file, is asked in a process of its own.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from export.check import DelegateAudit
-from export.read_tflite import TfliteFile, TfliteSubgraph, TfliteTensor, read_tflite
+from export.read_tflite import TfliteFile, TfliteOperator, TfliteSubgraph, TfliteTensor, read_tflite
 from pipeline.artifacts import AlpharhoError
 from pipeline.audit_apart import audit_apart
-from pipeline.file_cost import decoded_constants, mult_adds, size_by_part, uncounted
+from pipeline.file_cost import decoded_constants, mult_adds, size_by_part, uncounted, unsized
 from pipeline.findings import UNDIVIDED, WARNING, counted, findings, shortened
 from pipeline.summary import aligned
 
@@ -58,25 +58,34 @@ def _subgraphs(file: TfliteFile) -> Iterable[str]:
 def _subgraph(graph: TfliteSubgraph) -> Iterable[str]:
     decoded = decoded_constants(graph)
     listed = [op for op in graph.operators if decoded.keys().isdisjoint(op.outputs)]
-    rows = [
-        (op.name, str(op.version), shortened(output.name), _shape(output), _type(output))
-        for op in listed
-        for output in (graph.tensors[index] for index in op.outputs)
-    ]
+    rows = [row for op in listed for row in _rows(graph, op)]
     if rows:
         yield aligned([HEADER, *rows])
     if len(listed) < len(graph.operators):
-        yield f"and {len(graph.operators) - len(listed)} that make float32 of constants"
+        yield f"and {len(graph.operators) - len(listed)} that make float32 of constants, not listed"
     yield ""
     yield from (f"input   {_tensor(graph.tensors[index])}" for index in graph.inputs)
     yield from (f"output  {_tensor(graph.tensors[index])}" for index in graph.outputs)
     yield f"operators: {counted(sorted(op.name for op in graph.operators)) or 'none'}"
-    yield f"Mult-Adds: {mult_adds(graph):,}{_without(uncounted(graph))}"
+    yield f"Mult-Adds: {mult_adds(graph):,}{_without(graph)}"
     yield ""
 
 
-def _without(names: Mapping[str, int]) -> str:
-    return f", not counted: {', '.join(f'{count} {name}' for name, count in names.items())}" if names else ""
+def _rows(graph: TfliteSubgraph, op: TfliteOperator) -> Iterable[tuple[str, ...]]:
+    outputs = [graph.tensors[index] for index in op.outputs]
+    if not outputs:
+        yield op.name, str(op.version), "none", "", ""
+    for output in outputs:
+        yield op.name, str(op.version), shortened(output.name), _shape(output), _type(output)
+
+
+def _without(graph: TfliteSubgraph) -> str:
+    """What the count of Mult-Adds does not hold."""
+    names = ", ".join(f"{count} {name}" for name, count in uncounted(graph).items())
+    small = unsized(graph)
+    return (f", not counted: {names}" if names else "") + (
+        f", too few: {small} operators have a size that is known only when it runs" if small else ""
+    )
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ from export.write_tflite import write_tflite
 from pipeline.__main__ import main
 from pipeline.artifacts import AlpharhoError
 from pipeline.file_cost import mult_adds, size_by_part, uncounted
-from pipeline.findings import dynamic_tensors, findings, shortened
+from pipeline.findings import findings, shortened
 from pipeline.inspection import report
 from tests.pipeline.foreign import Part, Piece, Step, model, packed, with_constants_behind
 from tests.pipeline.test_inspection import mutated, small_graph
@@ -128,7 +128,7 @@ def test_a_shared_constant_counts_once_and_an_unused_one_is_named(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("signature", "level", "text"),
-    [((-1, 6), "note", "any number of rows"), ((3, -1), "warning", "dynamic shape")],
+    [((-1, 6), "note", "dynamic batch: a runtime takes 1 "), ((3, -1), "warning", "dynamic shape")],
 )
 def test_a_dynamic_batch_is_a_note_and_a_dynamic_size_a_warning(
     signature: tuple[int, ...], level: str, text: str, tmp_path: Path
@@ -141,27 +141,42 @@ def test_a_dynamic_batch_is_a_note_and_a_dynamic_size_a_warning(
     )
 
 
-def test_only_operators_of_computed_shape_are_called_so(tmp_path: Path) -> None:
-    """Of two RESHAPE only the one whose shape is computed, and what follows it."""
+def test_an_operator_is_left_out_for_its_own_reason(tmp_path: Path) -> None:
+    """Of RESHAPE because its shape is computed, of the shape's arithmetic because of its type."""
     pieces = {
         "x": Piece(shape=(1, 6), signature=(-1, 6)),
-        "fixed": Piece(data=np.array([2, 3], np.int32)),
-        "a": Piece(shape=(2, 3)),
         "size": Piece(shape=(2,), dtype=np.int32),
+        "one": Piece(data=np.array([1], np.int32)),
+        "part": Piece(shape=(1,), dtype=np.int32),
         "b": Piece(shape=(1, 6)),
-        "c": Piece(shape=(1, 6)),
+        "w": Piece(data=np.ones((1, 6), np.int8), scales=[0.1]),
+        "y": Piece(shape=(1, 6)),
     }
     steps = [
-        Step(op="RESHAPE", inputs=["x", "fixed"], outputs=["a"]),
         Step(op="SHAPE", inputs=["x"], outputs=["size"]),
-        Step(op="RESHAPE", inputs=["a", "size"], outputs=["b"]),
-        Step(op="NEG", inputs=["b"], outputs=["c"]),
+        Step(op="STRIDED_SLICE", inputs=["size", "one", "one", "one"], outputs=["part"]),
+        Step(op="RESHAPE", inputs=["x", "size"], outputs=["b"]),
+        Step(op="DEPTHWISE_CONV_2D", inputs=["b", "w"], outputs=["y"]),
+        Step(op="ASSIGN_VARIABLE", inputs=["y"], outputs=[]),
     ]
-    file = read(tmp_path, packed(model(Part(pieces=pieces, steps=steps, inputs="x", outputs="c"))))
-    assert {file.tensors[index].name for index in dynamic_tensors(file.subgraphs[0])} == {"b", "c"}
-    texts = [f.text for f in findings(file, DelegateAudit(2, ("SHAPE", "RESHAPE", "NEG")))]
-    assert "outside the delegate: 1 RESHAPE, 1 NEG: a shape is known only when it runs" in texts
-    assert "outside the delegate: 1 SHAPE: XNNPACK does not take it with these types (int32)" in texts
+    file = read(tmp_path, packed(model(Part(pieces=pieces, steps=steps, inputs="x", outputs="y"))))
+    outside = DelegateAudit(2, tuple(op.name for op in file.operators))
+    texts = [f.text.removeprefix("outside the delegate: ") for f in findings(file, outside)]
+    assert texts[-4:] == [
+        "1 SHAPE, 1 STRIDED_SLICE: XNNPACK does not compute with int32",
+        "1 RESHAPE: the shape of its result is not a constant",
+        "1 DEPTHWISE_CONV_2D: XNNPACK leaves it out (types: float32, int8)",
+        "1 ASSIGN_VARIABLE: XNNPACK leaves it out (types: float32)",
+    ]
+    assert any(
+        line.split() == ["ASSIGN_VARIABLE", "1", "none"] for line in report(file, outside).splitlines()
+    )
+
+
+def test_a_count_of_mult_adds_that_is_too_small_says_so(tmp_path: Path) -> None:
+    pieces = {**dense().pieces, "y": Piece(shape=(1, 1, 5), signature=(-1, -1, 5))}
+    text = report(read(tmp_path, packed(model(dense(pieces=pieces)))), NONE_OUTSIDE)
+    assert "Mult-Adds: 30, too few: 1 operators have a size that is known only when it runs" in text
 
 
 def test_weights_behind_decoders_count_and_the_decoders_are_not_listed(tmp_path: Path) -> None:
@@ -248,10 +263,17 @@ def test_names_cannot_steer_a_terminal_and_long_ones_show_their_end(tmp_path: Pa
 
 
 def test_few_values_in_a_channel_say_nothing_of_saturation(tmp_path: Path) -> None:
+    """And a constant that is no weight, such as the first state of a variable, may be all at the limit."""
     few = Piece(data=np.full((5, 3), 127, np.int8), scales=[0.1] * 5)
     many = Piece(data=np.full((5, 9), 127, np.int8), scales=[0.1] * 5)
     file = read(tmp_path, packed(model(dense(pieces={**dense().pieces, "few": few, "many": many}))))
     assert [t.name for t in file.tensors if t.saturated] == ["many"]
+    assert findings(file, NONE_OUTSIDE) == []
+    weights = {**dense().pieces, "w": many}
+    file = read(tmp_path, packed(model(dense(pieces=weights))))
+    assert [f.text for f in findings(file, NONE_OUTSIDE) if f.level == "warning"] == [
+        "1 weights have a channel with most values at the limit, the first is 'w'"
+    ]
 
 
 def test_eight_bit_weights_under_float_values_are_called_so(tmp_path: Path) -> None:
