@@ -150,11 +150,11 @@ def _saturated_ranges(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[F
 
 
 def _dynamic_shapes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
-    for tensor in (graph.tensors[index] for index in graph.inputs):
-        if any(size < 0 for size in tensor.signature[1:]):
+    for tensor in (graph.tensors[index] for index in graph.inputs if graph.tensors[index].is_dynamic):
+        if not tensor.shape or any(size < 0 for size in tensor.signature[1:]):
             text = "has a dynamic shape: a benchmark may time it at the smallest size"
             yield Finding(WARNING, f"input {shortened(tensor.name)!r} {text}")
-        elif tensor.is_dynamic:
+        else:
             text = f"has a dynamic batch: a runtime takes {tensor.shape[0]} unless it is resized"
             yield Finding(NOTE, f"input {shortened(tensor.name)!r} {text}")
 

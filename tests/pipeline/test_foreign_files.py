@@ -127,18 +127,21 @@ def test_a_shared_constant_counts_once_and_an_unused_one_is_named(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("signature", "level", "text"),
-    [((-1, 6), "note", "dynamic batch: a runtime takes 1 "), ((3, -1), "warning", "dynamic shape")],
+    ("shape", "signature", "level", "text"),
+    [
+        ((1, 6), (-1, 6), "note", "dynamic batch: a runtime takes 1 "),
+        ((3, 6), (3, -1), "warning", "dynamic shape"),
+        ((), (-1,), "warning", "dynamic shape"),
+    ],
 )
 def test_a_dynamic_batch_is_a_note_and_a_dynamic_size_a_warning(
-    signature: tuple[int, ...], level: str, text: str, tmp_path: Path
+    shape: tuple[int, ...], signature: tuple[int, ...], level: str, text: str, tmp_path: Path
 ) -> None:
-    pieces = {**dense().pieces, "x": Piece(shape=(1, 6), signature=signature)}
+    pieces = {**dense().pieces, "x": Piece(shape=shape, signature=signature)}
     file = read(tmp_path, packed(model(dense(pieces=pieces))))
     assert [(f.level, text in f.text) for f in findings(file, NONE_OUTSIDE)] == [(level, True)]
-    assert f"input   x {'x'.join('?' if s < 0 else str(s) for s in signature)} float32" in report(
-        file, NONE_OUTSIDE
-    )
+    printed = "x".join("?" if size < 0 else str(size) for size in signature)
+    assert f"input   x {printed} float32" in report(file, NONE_OUTSIDE)
 
 
 def test_an_operator_is_left_out_for_its_own_reason(tmp_path: Path) -> None:
