@@ -80,6 +80,8 @@ def test_metadata_is_written_whole_and_twice_the_same() -> None:
         "description: Image classifier.",
         "description: alpha: 1",
         "description: training data: ImageNet-1k",
+        "input 'image': normalised with mean 127.5 and std 127.5",
+        "output 'logits': labels.txt",
     )
     assert with_labels(b"file", ABOUT.labels) == with_labels(b"file", ABOUT.labels)
     assert with_labels(b"file", ()) == b"file"
