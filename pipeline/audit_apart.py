@@ -39,9 +39,8 @@ def audit_apart(path: Path, seconds: float = RUNTIME_SECONDS) -> DelegateAudit:
 
 def print_audit(path: str) -> int:
     """What `audit_apart` runs: the audit as one line of JSON, or the reason why there is none."""
+    limit = _limit_memory(RUNTIME_BYTES + 4 * os.path.getsize(path))
     try:
-        limit = RUNTIME_BYTES + 4 * os.path.getsize(path)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         found = audit_delegate(Path(path))
     except MemoryError:
         print(f"{path}: the TFLite runtime needs more than {limit / 2**30:.0f} GiB of memory for it")
@@ -51,3 +50,11 @@ def print_audit(path: str) -> int:
         return 1
     print(json.dumps([found.partitions, found.undelegated_ops]))
     return 0
+
+
+def _limit_memory(wanted: int) -> int:
+    """Give this process at most so many bytes of address space, fewer where it has fewer already."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    return limit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from export.check import DelegateAudit
-from export.read_tflite import TfliteFile, TfliteOperator, TfliteSubgraph
+from export.read_tflite import TfliteFile, TfliteOperator, TfliteSubgraph, TfliteTensor
 from quantize.int8 import LIMITED_INT8_KERNEL, NO_INT8_KERNEL
 
 EIGHT_BIT = ("int8", "uint8")
@@ -24,14 +24,16 @@ UNDIVIDED = DelegateAudit(1, ())
 WARNING, NOTE = "warning", "note"
 K = TypeVar("K")
 V = TypeVar("V")
-WHY = {
+CONTROL_FLOW = {
     "CALL_ONCE": "it sets variables up, before the first run",
     "IF": "control flow is the runtime's own",
+    "WHILE": "control flow is the runtime's own",
+}
+WHY = {
     "MIRROR_PAD": "XNNPACK pads with zeros only",
     "PADV2": "XNNPACK pads with zeros only",
     "RESIZE_NEAREST_NEIGHBOR": "XNNPACK has no nearest-neighbour kernel; RESIZE_BILINEAR it has",
     "STRIDED_SLICE": "XNNPACK takes only steps of one that keep all axes",
-    "WHILE": "control flow is the runtime's own",
 }
 # Where operators have the shape of their result from; XNNPACK takes them only if that is a constant.
 SHAPE_POSITIONS = {
@@ -98,7 +100,7 @@ def _hybrids(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
     ]
     if found:
         counts = counted(op.name for op in found)
-        yield Finding(NOTE, f"{counts}: 8-bit weights, float values (dynamic-range quantisation)")
+        yield Finding(NOTE, f"{counts}: integer weights, float values (dynamic-range quantisation)")
 
 
 def _transposes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
@@ -114,11 +116,7 @@ def _transposes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding
 
 
 def _per_tensor_weights(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
-    weights = [
-        graph.tensors[op.inputs[1]]
-        for op in graph.operators
-        if op.name in CONVOLUTIONS and len(op.inputs) > 1
-    ]
+    weights = _weights(graph, CONVOLUTIONS)
     names = [
         t.name for t in weights if t.dtype in EIGHT_BIT and len(t.scales) == 1 and max(t.shape, default=1) > 1
     ]
@@ -131,10 +129,7 @@ def _per_tensor_weights(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable
 
 
 def _saturated_ranges(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
-    weights = {op.inputs[1] for op in graph.operators if op.name in HYBRID and len(op.inputs) > 1} - {-1}
-    names = [
-        graph.tensors[index].name for index in sorted(weights) if graph.tensors[index].saturated > SATURATED
-    ]
+    names = list(dict.fromkeys(t.name for t in _weights(graph, HYBRID) if t.saturated > SATURATED))
     if names:
         yield Finding(
             WARNING,
@@ -199,6 +194,8 @@ def _reason(graph: TfliteSubgraph, name: str, ops: list[TfliteOperator]) -> str:
     dtypes = {graph.tensors[op.outputs[0]].dtype for op in ops if op.outputs}
     if any(op.is_custom for op in ops):
         return "a custom operator is its own code"
+    if name in CONTROL_FLOW:
+        return CONTROL_FLOW[name]
     if name in NO_INT8_KERNEL and dtypes & set(EIGHT_BIT):
         return "XNNPACK has no 8-bit kernel for it; between DEQUANTIZE and QUANTIZE it stays inside"
     if name in LIMITED_INT8_KERNEL and dtypes & set(EIGHT_BIT):
@@ -215,7 +212,7 @@ def _reason(graph: TfliteSubgraph, name: str, ops: list[TfliteOperator]) -> str:
 def _is_shaped_by_others(graph: TfliteSubgraph, op: TfliteOperator) -> bool:
     places = [place for place in SHAPE_POSITIONS.get(op.name, ()) if place < len(op.inputs)]
     shaping = [graph.tensors[op.inputs[place]] for place in places if op.inputs[place] >= 0]
-    return any(tensor.shape and not tensor.constant_bytes for tensor in shaping)
+    return any(0 not in tensor.shape and not tensor.constant_bytes for tensor in shaping)
 
 
 def _dtypes(graph: TfliteSubgraph, ops: Iterable[TfliteOperator]) -> str:
@@ -227,6 +224,12 @@ def counted(names: Iterable[str]) -> str:
     """Names in their first order, each with how often it occurs."""
     groups = _grouped((name, name) for name in names)
     return ", ".join(f"{len(group)} {name}" for name, group in groups.items())
+
+
+def _weights(graph: TfliteSubgraph, ops: Iterable[str]) -> list[TfliteTensor]:
+    """The second inputs of these operators."""
+    pairs = [op.inputs[:2] for op in graph.operators if op.name in ops and len(op.inputs) > 1]
+    return [graph.tensors[index] for _, index in pairs if index >= 0]
 
 
 def _is_float(graph: TfliteSubgraph, op: TfliteOperator) -> bool:

@@ -283,7 +283,7 @@ def test_eight_bit_weights_under_float_values_are_called_so(tmp_path: Path) -> N
     pieces = {**dense().pieces, "w": Piece(data=np.ones((5, 6), np.int8), scales=[0.1])}
     file = read(tmp_path, packed(model(dense(pieces=pieces))))
     assert [f.text for f in findings(file, NONE_OUTSIDE)] == [
-        "1 FULLY_CONNECTED: 8-bit weights, float values (dynamic-range quantisation)"
+        "1 FULLY_CONNECTED: integer weights, float values (dynamic-range quantisation)"
     ]
 
 
