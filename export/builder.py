@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from export.graph import Array, Attribute, Node, Tensor
+from export.graph import NO_ACTIVATION, Array, Attribute, Node, Tensor
 
 Parts = tuple[list[str], list[str]]
 Ends = Callable[[str, int, int, int], Parts]
 """Parts to put before and after a tensor along an axis: of (tensor, axis, count before, count after)."""
 
 MOST_JOINED = 4  # operands of a CONCATENATION that XNNPACK takes, since tflite-runtime 2.14
-NO_ACTIVATION = {"fused_activation_function": "NONE"}
 
 
 class Builder:

@@ -21,6 +21,7 @@ from pipeline.artifacts import AlpharhoError
 Array = NDArray[np.generic]
 Attribute = int | float | bool | str | tuple[int, ...]
 
+NO_ACTIVATION = {"fused_activation_function": "NONE"}
 WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"})
 INPUT_TIE = 1e-3  # of a step: camera bytes lie halfway between levels of a symmetric input grid, and round up
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export.builder import NO_ACTIVATION, Builder
+from export.builder import Builder
+from export.graph import NO_ACTIVATION
 from export.registry import Layout, OnnxNode, Rules, renamed
 
 LARGEST_FLOAT = float(np.finfo(np.float32).max)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.builder import NO_ACTIVATION, Builder
-from export.graph import Array
+from export.builder import Builder
+from export.graph import NO_ACTIVATION, Array
 from export.registry import Layout, OnnxNode, Rules
 
 RULES = Rules()

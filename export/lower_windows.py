@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from export.builder import NO_ACTIVATION, Builder, Ends, Parts
-from export.graph import same_pads
+from export.builder import Builder, Ends, Parts
+from export.graph import NO_ACTIVATION, same_pads
 from export.registry import Layout, Lowering, OnnxNode, Rules
 from export.windows import (
     NO_PADS,

@@ -8,8 +8,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from export.builder import NO_ACTIVATION
-from export.graph import WEIGHTED, Array, Graph, GraphError, Node, Tensor, same_pads, strides_and_dilations
+from export.graph import (
+    NO_ACTIVATION,
+    WEIGHTED,
+    Array,
+    Graph,
+    GraphError,
+    Node,
+    Tensor,
+    same_pads,
+    strides_and_dilations,
+)
 from export.hard_functions import clamp_of, hard_swish_input
 from export.rearrangements import merge_rearrangements
 

@@ -10,7 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.builder import NO_ACTIVATION, Builder
+from export.builder import Builder
+from export.graph import NO_ACTIVATION
 from export.registry import OnnxNode
 from export.runtime import load_plain_session
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.builder import NO_ACTIVATION, Builder
-from export.graph import Attribute, same_pads
+from export.builder import Builder
+from export.graph import NO_ACTIVATION, Attribute, same_pads
 from export.registry import OnnxNode
 
 Pads = tuple[int, int, int, int]  # top, left, bottom, right as in ONNX

@@ -15,8 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from export.builder import NO_ACTIVATION
-from export.graph import Array, Graph, Node, Tensor
+from export.graph import NO_ACTIVATION, Array, Graph, Node, Tensor
 from quantize.ranges import Observations
 
 LARGEST = float(np.finfo(np.float16).max)
