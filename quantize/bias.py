@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from quantize.lockstep import Layer
+from quantize.lockstep import BOUNDS, Layer
 
 ROUNDS = 3
 SMALLEST_SHARE = 0.1  # of positions that the clamp lets through; below it the step would overshoot
@@ -15,9 +15,12 @@ SMALLEST_SHARE = 0.1  # of positions that the clamp lets through; below it the s
 def corrected(layer: Layer) -> Layer:
     """The layer with biases that give the float model's means after the activation (1906.04721, section 4.2).
 
-    Empirical and sequential: the inputs are the 8-bit model's. A channel whose squared error would grow keeps
-    its old bias.
+    Empirical and sequential: the inputs are the 8-bit model's. Without a clamp the mean of the results is the
+    result of the mean. With one, a channel whose squared error would grow keeps its old bias.
     """
+    if layer.bounds == BOUNDS["NONE"]:
+        mean_input = replace(layer, inputs=layer.inputs.mean(1, keepdim=True))
+        return replace(layer, bias=layer.bias + (layer.targets.mean(1) - mean_input.found()[:, 0]))
     wanted, sums, bias = layer.clamped(layer.targets), layer.found(), layer.bias
     mean = wanted.mean(1)
     before = _error(layer, sums, wanted)

@@ -12,6 +12,7 @@ from quantize.affine import WEIGHT_MAX
 from quantize.lockstep import Layer
 
 BLOCK = 32  # inputs whose errors are passed on to the rest at once
+PANEL = 128  # inputs whose second moments with the rest are computed at once, each pair once
 FEW = 8  # times fewer samples than inputs: errors are then carried by what they do to the samples
 DAMPING = 0.01  # of the mean input energy, added to every input's
 
@@ -37,7 +38,12 @@ def compensated(layer: Layer) -> Layer:
 def energy_of(layer: Layer) -> torch.Tensor:
     """Second moments of the layer's inputs about their means, summed over the samples, [G, K, K]."""
     inputs = _centred(layer)
-    return inputs.transpose(1, 2) @ inputs
+    energy = inputs.new_empty(len(inputs), inputs.shape[2], inputs.shape[2])
+    for first in range(0, inputs.shape[2], PANEL):
+        panel, rest = slice(first, first + PANEL), slice(first, None)
+        found = inputs[..., panel].transpose(1, 2) @ inputs[..., rest]
+        energy[:, panel, rest], energy[:, rest, panel] = found, found.transpose(1, 2)
+    return energy
 
 
 def _centred(layer: Layer) -> torch.Tensor:
