@@ -7,7 +7,7 @@ see. A `Layer` carries a sample of that input, and of the float graph's results,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
+from export.integer import Grid
 from export.parallel import ahead, pieces, without_gradients, workers
 from export.run import Program, activated
 from quantize.affine import WEIGHT_MAX, along, delegate_factors, quantize_bias
@@ -77,14 +78,14 @@ def settled(
     """
     images = np.concatenate(batches)
     program, reference = Program(rough), Program(exact)
-    turns = _turns(program, reference, len(images))
+    twins = _twins(program.graph, reference.graph)
     with workers(program.device) as pool:
         walk = _Walk(program, images, pool)
-        with closing(ahead(_Reference(reference, images).sums, list(turns.values()))) as sums:
+        pairs = [(node, twins[node.output]) for node in rough.nodes if node.output in twins]
+        with closing(ahead(_Reference(reference, program.grids, images).turn, pairs)) as turns:
             for node in rough.nodes:
-                turn = turns.get(node.output)
-                if turn is not None:
-                    walk.settle(node, turn, next(sums), treatments)
+                if node.output in twins:
+                    walk.settle(node, next(turns), treatments)
                 walk.run(node)
     return program.graph
 
@@ -93,44 +94,34 @@ def settled(
 class _Turn:
     """A layer to settle: its node in the float graph, its wanted weights and where it is looked at.
 
-    `factors` are what the float graph's weights and sums are multiplied by to be the wanted ones, [O].
+    `sums` are what the float graph has there before the activation, on the scale of `weights`, [samples, O].
     """
 
     twin: Node
     weights: NDArray[np.float32]
-    factors: NDArray[np.float32]
     samples: Samples
+    sums: torch.Tensor
 
 
-def _turns(program: Program, reference: Program, images: int) -> dict[str, _Turn]:
-    """The layers to settle by the name of the 8-bit node, in execution order."""
-    generator = torch.Generator().manual_seed(SEED)
-    readers = reference.graph.consumers()
+def _twins(rough: Graph, exact: Graph) -> dict[str, Node]:
+    """The float graph's nodes for the layers to settle, by the name of the 8-bit node, in execution order."""
+    readers = exact.consumers()
     twins = {
         node.inputs[1]: node
-        for node in reference.graph.nodes
-        if _is_matrix(reference.graph, node) and len(readers[node.inputs[1]]) == 1
+        for node in exact.nodes
+        if _is_matrix(exact, node) and len(readers[node.inputs[1]]) == 1
     }
-    turns = {}
-    for node in program.graph.nodes:
-        twin = twins.get(node.inputs[1]) if _has_integer_weights(program.graph, node) else None
-        if twin is None:
-            continue
-        weights = reference.graph.tensors[twin.inputs[1]].real()
-        factors = _factors(program, node, weights)
-        wanted = weights * along(factors, weights.ndim, channel_axis(node))
-        samples = Samples.drawn(reference.graph, twin, images, generator, program.device)
-        turns[node.output] = _Turn(twin, wanted.astype(np.float32), factors.astype(np.float32), samples)
-    return turns
+    integer = [node for node in rough.nodes if _has_integer_weights(rough, node)]
+    return {node.output: twins[node.inputs[1]] for node in integer if node.inputs[1] in twins}
 
 
 def _has_integer_weights(graph: Graph, node: Node) -> bool:
     return node.op in WEIGHTED and graph.tensors[node.inputs[1]].quantization is not None
 
 
-def _factors(program: Program, node: Node, weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What brings the float graph's channels within the delegate's limits, as `int8` does."""
-    source, target = (program.grids.get(name) for name in (node.inputs[0], node.output))
+def _factors(grids: Mapping[str, Grid], node: Node, weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What brings the float graph's channels within the delegate's limits, as `int8` does; [O]."""
+    source, target = (grids.get(name) for name in (node.inputs[0], node.output))
     axis = channel_axis(node)
     if source is None or target is None:
         return np.ones(weights.shape[axis])
@@ -150,26 +141,35 @@ def _opened(program: Program, images: NDArray[np.float32]) -> list[State]:
 class _Reference:
     """The float graph on all images, from layer to layer."""
 
-    def __init__(self, program: Program, images: NDArray[np.float32]) -> None:
-        self.program = program
+    def __init__(self, program: Program, grids: Mapping[str, Grid], images: NDArray[np.float32]) -> None:
+        self.program, self.grids, self.images = program, grids, len(images)
         self.states = _opened(program, images)
         self.pending = iter(program.graph.nodes)
+        self.generator = torch.Generator().manual_seed(SEED)
 
     @without_gradients
-    def sums(self, turn: _Turn) -> torch.Tensor:
-        """Run up to the layer and through it; the wanted sums before the activation, [samples, O]."""
-        for node in takewhile(lambda node: node is not turn.twin, self.pending):
+    def turn(self, pair: tuple[Node, Node]) -> _Turn:
+        """Run up to the second node, the first's twin, and through it."""
+        node, twin = pair
+        graph = self.program.graph
+        samples = Samples.drawn(graph, twin, self.images, self.generator, self.program.device)
+        weights = graph.tensors[twin.inputs[1]].real()
+        factors = _factors(self.grids, node, weights)
+        wanted = (weights * along(factors, weights.ndim, channel_axis(node))).astype(np.float32)
+        for before in takewhile(lambda other: other is not twin, self.pending):
             for _, values in self.states:
-                self.program.run(node, values)
-                self.program.forget(node, values)
-        found = torch.cat([self._through(turn, values, first) for first, values in self.states])
-        return found.mul_(torch.from_numpy(turn.factors).to(found.device))
+                self.program.run(before, values)
+                self.program.forget(before, values)
+        sums = torch.cat([self._through(twin, samples, *state) for state in self.states])
+        return _Turn(twin, wanted, samples, sums.mul_(torch.from_numpy(factors).to(sums)))
 
-    def _through(self, turn: _Turn, values: dict[str, torch.Tensor], first: int) -> torch.Tensor:
-        sums = self.program.sums(turn.twin, values)
-        found = turn.samples.of_output(sums, first)
-        values[turn.twin.output] = activated(sums, turn.twin.attributes)
-        self.program.forget(turn.twin, values)
+    def _through(
+        self, twin: Node, samples: Samples, first: int, values: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        sums = self.program.sums(twin, values)
+        found = samples.of_output(sums, first)
+        values[twin.output] = activated(sums, twin.attributes)
+        self.program.forget(twin, values)
         return found
 
 
@@ -192,9 +192,9 @@ class _Walk:
         list(self.pool.map(run, self.states))
 
     @without_gradients
-    def settle(self, node: Node, turn: _Turn, sums: torch.Tensor, treatments: Sequence[Treatment]) -> None:
-        """Give the node the weights and bias that the treatments choose; `sums` are the wanted ones."""
-        layer = self.layer(node, turn, sums)
+    def settle(self, node: Node, turn: _Turn, treatments: Sequence[Treatment]) -> None:
+        """Give the node the weights and bias that the treatments choose."""
+        layer = self.layer(node, turn)
         for treatment in treatments:
             layer = treatment(layer)
         self.program.replace_constants(self.constants(node, layer))
@@ -211,7 +211,7 @@ class _Walk:
         grid = self.program.grids.get(name)
         return found if grid is None else found.mul_(float(grid.scale))
 
-    def layer(self, node: Node, turn: _Turn, sums: torch.Tensor) -> Layer:
+    def layer(self, node: Node, turn: _Turn) -> Layer:
         """The node as matrices, with a sample of its inputs."""
         weights, bias = (self.program.graph.tensors[name] for name in node.inputs[1:])
         assert weights.data is not None and weights.quantization is not None
@@ -223,7 +223,7 @@ class _Walk:
             name=turn.twin.output,
             op=node.op,
             inputs=_by_group(node, inputs),
-            targets=sums.t().contiguous()[..., None] if node.op == "DEPTHWISE_CONV_2D" else sums[None],
+            targets=_by_group(node, turn.sums[:, None]),
             weights=matrix.to(device),
             bias=torch.from_numpy(bias.real()).reshape(shape).to(device),
             scales=torch.from_numpy(scales).reshape(shape).to(device),

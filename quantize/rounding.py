@@ -72,8 +72,8 @@ def _rounded_by_samples(wanted: torch.Tensor, inputs: torch.Tensor) -> torch.Ten
     """The same steps, from centred `inputs` [G, N, K] with N far below K, without a K x K matrix.
 
     A block counts with the energy that the inputs still to be rounded cannot make up for, by Woodbury's
-    identity on N x N systems, those of all blocks at once; and the errors of the blocks before it by what they
-    do to the samples, [G, N, O].
+    identity on N x N systems, those of all blocks at once; the errors of the blocks rounded before it with
+    what they do to the samples, [G, N, O].
     """
     energy = inputs.square().sum(1)
     order, floor = torch.argsort(energy, dim=1), _floor(energy)[..., None, None]
