@@ -161,7 +161,9 @@ class _Reference:
                 self.program.run(before, values)
                 self.program.forget(before, values)
         sums = torch.cat([self._through(twin, samples, *state) for state in self.states])
-        return _Turn(twin, wanted, samples, sums.mul_(torch.from_numpy(factors).to(sums)))
+        return _Turn(
+            twin, wanted, samples, sums.mul_(torch.from_numpy(factors).to(sums.device, torch.float32))
+        )
 
     def _through(
         self, twin: Node, samples: Samples, first: int, values: dict[str, torch.Tensor]
