@@ -78,10 +78,44 @@ def test_compensated_rounding_takes_inputs_that_are_nearly_one(monkeypatch: pyte
     assert _noise(after).sum() < 0.5 * _noise(before).sum()
 
 
-def test_compensated_rounding_refuses_inputs_whose_squares_are_not_finite() -> None:
+@pytest.mark.parametrize("copies", [1, 9])
+def test_compensated_rounding_refuses_inputs_whose_squares_are_not_finite(copies: int) -> None:
     layer = _layer()
+    inputs, weights, steps = (
+        values.repeat(1, 1, copies) for values in (layer.inputs, layer.weights, layer.steps)
+    )
+    inputs = inputs[:, : 500 if copies == 1 else 12] * 1e25  # of few samples no energy is computed
     with pytest.raises(AlpharhoError, match="too large to be squared"):
-        compensated(replace(layer, inputs=layer.inputs * 1e25))
+        compensated(replace(layer, inputs=inputs, weights=weights, steps=steps))
+
+
+@pytest.mark.parametrize(("groups", "inputs"), [(1, 12), (1, 64), (1, 250), (3, 250)])
+def test_rounding_from_few_samples_is_that_from_their_second_moments(groups: int, inputs: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    mixing = torch.randn(groups, 6, inputs, generator=generator)
+    seen = torch.randn(groups, 20, 6, generator=generator) @ mixing
+    seen += 0.2 * torch.randn(groups, 20, inputs, generator=generator)
+    seen -= seen.mean(1, keepdim=True)
+    wanted = 20 * torch.randn(groups, 40, inputs, generator=generator)
+    energy = seen.transpose(1, 2) @ seen
+    by_energy = rounding._rounded_by_energy(wanted, energy)
+    by_samples = rounding._rounded_by_samples(wanted, seen)
+    assert (by_energy == by_samples).float().mean() > 0.99
+    plain, first, second = (
+        ((steps - wanted) @ seen.transpose(1, 2)).square().sum()
+        for steps in (wanted.round(), by_energy, by_samples)
+    )
+    assert second < 0.2 * plain and abs(second - first) < 0.02 * first
+
+
+def test_compensated_rounding_takes_one_sample_and_inputs_that_are_all_zero() -> None:
+    layer = _layer()
+    for inputs in (
+        layer.inputs[:, :1],
+        torch.zeros_like(layer.inputs[:, :1]),
+        torch.zeros_like(layer.inputs),
+    ):
+        assert torch.equal(compensated(replace(layer, inputs=inputs)).steps, layer.steps)
 
 
 @pytest.mark.parametrize("one_scale", [False, True])
