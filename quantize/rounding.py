@@ -131,9 +131,9 @@ def _reach(factor: torch.Tensor) -> torch.Tensor:
 def _factor(energy: torch.Tensor) -> torch.Tensor:
     """The upper Cholesky factor; damped once more where that is not enough for float32."""
     factor: torch.Tensor
-    factor, failed = torch.linalg.cholesky_ex(energy, upper=True)
+    factor, failed = torch.linalg.cholesky_ex(energy)
     if not failed.any():
-        return factor
+        return factor.mT
     if not torch.isfinite(energy).all():
         raise AlpharhoError(
             "a layer's inputs are too large to be squared in float32; look for a diverged or missing batch "
