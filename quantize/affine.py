@@ -1,4 +1,4 @@
-"""Scale and zero-point mathematics on bare arrays.
+"""Scale and zero-point mathematics.
 
 real = scale * (stored - zero_point), stored = clip(round_half_even(real / scale) + zero_point), as in the
 TFLite 8-bit specification: activations asymmetric int8 with an exact zero, weights symmetric per channel in
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import Quantization
+from export.graph import Graph, Node, Quantization, channel_axis
 
 INT8_MIN, INT8_MAX = -128, 127
 WEIGHT_MAX = 127  # XNNPACK's depthwise kernels add two products in 16 bits, so -128 is never used
@@ -46,6 +46,15 @@ def delegate_factors(weights: Floats, axis: int, ratio: float) -> NDArray[np.flo
     step of a channel's sum is more than the whole output range, so the smaller channel is still either end.
     """
     return 1 / np.maximum(weight_scales(weights, axis) * ratio / LARGEST_RATIO, 1.0)
+
+
+def layer_factors(rough: Graph, node: Node, weights: Floats) -> NDArray[np.float64]:
+    """`delegate_factors` of a float layer, by its grids in the 8-bit graph; ones where it has none."""
+    axis = channel_axis(node)
+    source, target = (rough.tensors[name].quantization for name in (node.inputs[0], node.output))
+    if source is None or target is None:
+        return np.ones(weights.shape[axis])
+    return delegate_factors(weights, axis, float(source.scale[0]) / float(target.scale[0]))
 
 
 def per_channel(scales: Floats, axis: int) -> Quantization:

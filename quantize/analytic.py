@@ -21,7 +21,7 @@ from torch.special import ndtr
 from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
 from export.run import KERNELS, Kernel
 from pipeline.artifacts import AlpharhoError
-from quantize.affine import along, delegate_factors, quantize_bias
+from quantize.affine import along, layer_factors, quantize_bias
 from quantize.lockstep import BOUNDS
 from quantize.ranges import ROWS_PER_IMAGE, Observation, Observations
 
@@ -371,10 +371,7 @@ def _shift(
     """What the rounding of the node's weights adds to the mean of its channels, float64 [channels]."""
     weights = exact.tensors[node.inputs[1]].real().astype(np.float64)
     axis = channel_axis(node)
-    grids = [rough.tensors[name].quantization for name in (node.inputs[0], node.output)]
-    if grids[0] is not None and grids[1] is not None:
-        ratio = float(grids[0].scale[0]) / float(grids[1].scale[0])
-        weights = weights * along(delegate_factors(weights, axis, ratio), weights.ndim, axis)
+    weights = weights * along(layer_factors(rough, node, weights), weights.ndim, axis)
     error = torch.from_numpy(rough.tensors[node.inputs[1]].real().astype(np.float64) - weights)
     nothing = torch.zeros(weights.shape[axis], dtype=torch.float64)
     added = KERNELS[node.op]([mean, error, nothing], node.attributes)

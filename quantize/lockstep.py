@@ -7,7 +7,7 @@ see. A `Layer` carries a sample of that input, and of the float graph's results,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
-from export.integer import Grid
 from export.parallel import ahead, pieces, without_gradients, workers
 from export.run import Program, activated
-from quantize.affine import WEIGHT_MAX, along, delegate_factors, quantize_bias
+from quantize.affine import WEIGHT_MAX, along, layer_factors, quantize_bias
 from quantize.samples import Samples
 
 SEED = 20190611  # of the positions drawn; arXiv:1906.04721's date
@@ -77,12 +76,12 @@ def settled(
     `batches` are float32 [N, H, W, C] in the graph input's own scale; all are held in memory at once.
     """
     images = np.concatenate(batches)
-    program, reference = Program(rough), Program(exact)
-    twins = _twins(program.graph, reference.graph)
+    program, reference = Program(rough), _Reference(Program(exact), rough, images)
+    twins = _twins(rough, exact)
     with workers(program.device) as pool:
         walk = _Walk(program, images, pool)
         pairs = [(node, twins[node.output]) for node in rough.nodes if node.output in twins]
-        with closing(ahead(_Reference(reference, program.grids, images).turn, pairs)) as turns:
+        with closing(ahead(reference.turn, pairs)) as turns:
             for node in rough.nodes:
                 if node.output in twins:
                     walk.settle(node, next(turns), treatments)
@@ -119,15 +118,6 @@ def _has_integer_weights(graph: Graph, node: Node) -> bool:
     return node.op in WEIGHTED and graph.tensors[node.inputs[1]].quantization is not None
 
 
-def _factors(grids: Mapping[str, Grid], node: Node, weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What brings the float graph's channels within the delegate's limits, as `int8` does; [O]."""
-    source, target = (grids.get(name) for name in (node.inputs[0], node.output))
-    axis = channel_axis(node)
-    if source is None or target is None:
-        return np.ones(weights.shape[axis])
-    return delegate_factors(weights, axis, float(source.scale) / float(target.scale))
-
-
 State = tuple[int, dict[str, torch.Tensor]]
 """Of a few images: the number of the first, and the values that are there."""
 
@@ -141,8 +131,8 @@ def _opened(program: Program, images: NDArray[np.float32]) -> list[State]:
 class _Reference:
     """The float graph on all images, from layer to layer."""
 
-    def __init__(self, program: Program, grids: Mapping[str, Grid], images: NDArray[np.float32]) -> None:
-        self.program, self.grids, self.images = program, grids, len(images)
+    def __init__(self, program: Program, rough: Graph, images: NDArray[np.float32]) -> None:
+        self.program, self.rough, self.images = program, rough, len(images)
         self.states = _opened(program, images)
         self.pending = iter(program.graph.nodes)
         self.generator = torch.Generator().manual_seed(SEED)
@@ -154,7 +144,7 @@ class _Reference:
         graph = self.program.graph
         samples = Samples.drawn(graph, twin, self.images, self.generator, self.program.device)
         weights = graph.tensors[twin.inputs[1]].real()
-        factors = _factors(self.grids, node, weights)
+        factors = layer_factors(self.rough, node, weights)
         wanted = (weights * along(factors, weights.ndim, channel_axis(node))).astype(np.float32)
         for before in takewhile(lambda other: other is not twin, self.pending):
             for _, values in self.states:
