@@ -32,23 +32,24 @@ from quantize.recipes import RECIPES
 PRECISIONS = ("float16", "int8")
 CHUNK = 15  # crops in one process of the emulator
 CORE = "cortex-a76"
-LEAST: Mapping[str, float] = {"float16": 98.0}  # percent of the crops that must agree with float32
-HEAD = ("file", "crops", "agree %", "confident %", "SQNR dB", "at least %", "verdict")
+LEAST: Mapping[str, float] = {"float16": 98.0}  # percent of all crops that must agree with float32
+EVERY = "all"
+HEAD = ("file", "split", "crops", "agree %", "confident %", "SQNR dB", "at least %", "verdict")
 Array = TypeVar("Array", Images, Logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnCore:
-    """A precision's file by the kernels of a core against ONNX Runtime's float32, on crops of one split."""
+    """A precision's files by the kernels of a core against ONNX Runtime's float32, on crops of a split."""
 
     precision: str
-    split: int
+    split: str  # its number, or EVERY for the crops of all splits
     quality: Quality
 
     @property
     def verdict(self) -> str:
-        """`reached` or `missed`; empty where nothing is asked of the precision."""
-        if self.precision not in LEAST:
+        """`reached` or `missed`, of all crops; empty of a split, and where nothing is asked."""
+        if self.precision not in LEAST or self.split != EVERY:
             return ""
         return "reached" if self.quality.agreement >= LEAST[self.precision] else "missed"
 
@@ -94,40 +95,54 @@ def remembered(core: str, sha: str, images: Images, folder: Path = FOLDER) -> Lo
     return np.concatenate(done) if done else np.empty((0, 0), np.float32)
 
 
-def measure_on(core: str, subject: Subject, precision: str, number: int, crops: int) -> OnCore:
-    """The file of a precision by the kernels of `core`, on some test crops; what is missing is run."""
-    images = spread(subject.splits[number].test)[:crops]
-    content = converted(subject, RECIPES["int8"], number, precision)
-    reference = reference_logits(subject.model, subject.splits[number].test)
-    quality = compare(logits_on(core, content, images), spread(reference)[:crops])
-    return OnCore(precision=precision, split=number, quality=quality)
+def measure_on(
+    core: str, subject: Subject, precision: str, splits: Sequence[int], crops: int
+) -> list[OnCore]:
+    """A precision's files by the kernels of `core`, on some crops a split; what is missing is run."""
+    parts = {}
+    for number in splits:
+        images = spread(subject.splits[number].test)[:crops]
+        content = converted(subject, RECIPES["int8"], number, precision)
+        reference = reference_logits(subject.model, subject.splits[number].test)
+        parts[number] = logits_on(core, content, images), spread(reference)[:crops]
+    return compared(precision, parts)
 
 
 def done_on(core: str, subject: Subject) -> list[OnCore]:
-    """What is remembered of the files that this code makes, split by split; nothing is run on the core."""
+    """What is remembered of the files that this code makes; nothing is run on the core."""
     found = []
-    for number, part in enumerate(subject.splits):
-        images, reference = spread(part.test), spread(reference_logits(subject.model, part.test))
-        for precision in PRECISIONS:
+    for precision in PRECISIONS:
+        parts = {}
+        for number, part in enumerate(subject.splits):
             sha = measured(subject, precision, RECIPES["int8"], number, precision).sha256
-            logits = remembered(core, sha, images)
+            logits = remembered(core, sha, spread(part.test))
             if len(logits):
-                quality = compare(logits, reference[: len(logits)])
-                found.append(OnCore(precision=precision, split=number, quality=quality))
+                parts[number] = logits, spread(reference_logits(subject.model, part.test))[: len(logits)]
+        found += compared(precision, parts)
     return found
+
+
+def compared(precision: str, parts: Mapping[int, tuple[Logits, Logits]]) -> list[OnCore]:
+    """A core's logits and the reference's, split by split and of all splits together."""
+    if not parts:
+        return []
+    together = [np.concatenate(logits) for logits in zip(*parts.values(), strict=True)]
+    pairs = {**{str(number): pair for number, pair in parts.items()}, EVERY: together}
+    return [OnCore(precision=precision, split=split, quality=compare(*pair)) for split, pair in pairs.items()]
 
 
 def row(core: str, found: OnCore) -> tuple[str, ...]:
     """The cells under HEAD."""
-    quality, least = found.quality, LEAST.get(found.precision)
+    quality, verdict = found.quality, found.verdict
     return (
         f"{found.precision} on {core}",
+        found.split,
         str(quality.crops),
         f"{quality.agreement:.1f}",
         "" if quality.confident_agreement is None else f"{quality.confident_agreement:.1f}",
         f"{quality.sqnr_db:.2f}",
-        "" if least is None else f"{least:g}",
-        found.verdict,
+        f"{LEAST[found.precision]:g}" if verdict else "",
+        verdict,
     )
 
 
@@ -148,20 +163,23 @@ def spread(rows: Array) -> Array:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m pipeline.quality_arm [--core CORE] [--split N] [--crops N] [--precision NAME ...]`."""
+    """`python -m pipeline.quality_arm [--core CORE] [--split N ...] [--crops N] [--precision NAME ...]`."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.quality_arm", description=main.__doc__)
     parser.add_argument("--core", choices=CORES, default=CORE, help="(%(default)s)")
-    parser.add_argument("--split", type=int, default=0, help="of the photographs (%(default)s)")
-    parser.add_argument("--crops", type=int, default=180, help="test crops, at most (%(default)s)")
+    parser.add_argument("--split", type=int, nargs="+", help="of the photographs (all)")
+    parser.add_argument("--crops", type=int, default=180, help="test crops of a split, at most (%(default)s)")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parsed = parser.parse_args(arguments)
     try:
         subject = photographed()
-        if parsed.split not in range(len(subject.splits)) or parsed.crops < 1:
+        every = range(len(subject.splits))
+        splits = parsed.split or every
+        if not set(splits).issubset(every) or parsed.crops < 1:
             raise UsageError(f"splits go from 0 to {len(subject.splits) - 1}, and one crop is the least")
         found = [
-            measure_on(parsed.core, subject, precision, parsed.split, parsed.crops)
+            one
             for precision in parsed.precision
+            for one in measure_on(parsed.core, subject, precision, splits, parsed.crops)
         ]
         print(aligned([HEAD, *(row(parsed.core, one) for one in found)]))
         check(found)

@@ -24,7 +24,7 @@ from pipeline.families import Member, check, member_of
 from pipeline.measures import Quality, compare
 from pipeline.photographs import Split
 from pipeline.quality import ONE_SCALE, Measurement, ablation, measured
-from pipeline.quality_arm import CHUNK, OnCore, place, remembered, row, spread
+from pipeline.quality_arm import CHUNK, EVERY, OnCore, compared, place, remembered, row, spread
 from pipeline.quality_arm import check as check_cores
 from pipeline.quality_page import Ablated, headline, per_tensor, steps, targets
 from pipeline.subjects import Subject, subject_named
@@ -96,10 +96,13 @@ def test_the_page_says_what_is_met_and_what_each_step_brings(subject: Subject) -
         subject, {"int8": [whole], "int8_per_tensor": [whole], "without centre": [less], ONE_SCALE: [less]}
     )
     member = Member(name="v1", images=10_000, float32=93.0, float16=93.0, int8=92.9, sqnr_db=25.0)
-    on_core = OnCore(precision="float16", split=0, quality=replace(figures, agreement=97.5))
-    runs = [on_core, replace(on_core, split=1, quality=figures), replace(on_core, precision="int8")]
+    on_core = OnCore(precision="float16", split=EVERY, quality=figures)
+    runs = [replace(on_core, split="0"), on_core, replace(on_core, precision="int8")]
     verdicts = {line.split("|")[1].strip(): line for line in targets(found, [member], runs).splitlines()}
-    assert "| 98 % | 86.00 % | **no** |" in verdicts["float16 by cortex-a76's kernels, agreement"]
+    assert (
+        "| 98 % | 86.00 % | **no** |"
+        in verdicts[f"float16 by cortex-a76's kernels, agreement on {figures.crops} crops"]
+    )
     assert "float16" not in targets(found, [member], [])
     assert "| yes |" in verdicts["agreement with float32, worst split"]
     assert "15.50 dB | **no** |" in verdicts["logit SQNR, worst split"]
@@ -204,6 +207,16 @@ def test_runs_on_an_emulated_core_go_on_where_they_stopped(tmp_path: Path) -> No
     assert sorted(spread(images).ravel()) == sorted(images.ravel())
 
 
+def test_a_core_is_compared_split_by_split_and_over_all_crops() -> None:
+    reference = np.eye(4, dtype=np.float32)
+    wrong = reference[[1, 1, 2, 3]]
+    found = compared("float16", {0: (reference[:2], reference[:2]), 2: (wrong, reference)})
+    assert [(one.split, one.quality.crops, round(one.quality.agreement, 1)) for one in found] == [
+        ("0", 2, 100.0), ("2", 4, 75.0), (EVERY, 6, 83.3),
+    ]  # fmt: skip
+    assert compared("float16", {}) == []
+
+
 def test_float16_on_an_emulated_core_must_agree_and_int8_is_only_told() -> None:
     quality = Quality(
         crops=180,
@@ -214,12 +227,13 @@ def test_float16_on_an_emulated_core_must_agree_and_int8_is_only_told() -> None:
         kl=0.0,
         sqnr_db=36.9,
     )
-    good = OnCore(precision="float16", split=0, quality=quality)
+    good = OnCore(precision="float16", split=EVERY, quality=quality)
     worse = replace(good, quality=replace(quality, agreement=97.9))
     int8 = replace(worse, precision="int8")
     assert row("cortex-a76", good) == (
-        "float16 on cortex-a76", "180", "98.0", "", "36.90", "98", "reached",
+        "float16 on cortex-a76", "all", "180", "98.0", "", "36.90", "98", "reached",
     )  # fmt: skip
+    assert replace(worse, split="0").verdict == ""
     assert (worse.verdict, int8.verdict) == ("missed", "")
     check_cores([good, int8])
     with pytest.raises(CheckError, match=r"float16 agrees on 97\.9 %, 98 are the least"):
