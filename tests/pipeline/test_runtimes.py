@@ -17,7 +17,7 @@ from pipeline.data import normalise, open_fashion_mnist_sample
 from pipeline.runtimes import RUNTIMES, Cell, Subject, complaint, page, run_cell
 
 RESOLUTION = 32
-TRAINED = Cell(subject="v1_0.25_56", kind="float32", runtime="own", sha256="", images=100, partitions=1)
+TRAINED = Cell(subject="v1_0.25_56", kind="float32", runtime="own", sha256="", images=8, partitions=1)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_emulated_runtime_gives_what_the_own_one_gives(subject: Subject) -> 
     [
         ({"agreement": 100.0}, ""),
         ({"agreement": 97.0}, "agrees with ONNX Runtime on 97 %"),
-        ({"agreement": 97.0, "images": 16}, ""),
+        ({"agreement": 97.0, "subject": "v2_1.00_224"}, ""),
         ({"agreement": 100.0, "partitions": 3}, "3 delegate partitions"),
         ({"agreement": 100.0, "largest": 0.002}, "0.2 % of the range"),
         ({"refused": "no such operator"}, "does not run: no such operator"),
