@@ -228,7 +228,8 @@ def load_calibration(source: Path, shape: Sequence[int], mean: float, std: float
         raise AlpharhoError(f"{source}: not a readable .npy array of numbers ({error})") from error
     if array.ndim != len(shape) or array.shape[1:] != tuple(shape[1:]) or not len(array):
         raise AlpharhoError(
-            f"{source}: has shape {list(array.shape)}, the model takes [N, {', '.join(map(str, shape[1:]))}]"
+            f"{source}: has shape {list(array.shape)}, "
+            f"the model takes [N, {', '.join(map(str, shape[1:]))}]; give images in the ONNX input's own layout"
         )
     if array.dtype.kind not in "fiu":
         raise AlpharhoError(f"{source}: holds {array.dtype}, calibration needs numbers; save it as float32")
