@@ -229,7 +229,7 @@ def load_calibration(source: Path, shape: Sequence[int], mean: float, std: float
     if array.ndim != len(shape) or array.shape[1:] != tuple(shape[1:]) or not len(array):
         raise AlpharhoError(
             f"{source}: has shape {list(array.shape)}, "
-            f"the model takes [N, {', '.join(map(str, shape[1:]))}]; give images in the ONNX input's own layout"
+            f"the model takes [N, {', '.join(map(str, shape[1:]))}]; give images in that layout"
         )
     if array.dtype.kind not in "fiu":
         raise AlpharhoError(f"{source}: holds {array.dtype}, calibration needs numbers; save it as float32")
