@@ -184,6 +184,12 @@ def channel_axis(node: Node) -> int:
     return 3 if node.op == "DEPTHWISE_CONV_2D" else 0
 
 
+def is_ungrouped(graph: Graph, node: Node) -> bool:
+    """Whether a weighted node's weights have one place for every channel of its input, and no more."""
+    source, weights = (graph.tensors[name].shape for name in node.inputs[:2])
+    return source[-1] == weights[-1]
+
+
 def strides_and_dilations(node: Node) -> tuple[tuple[int, int], tuple[int, int]]:
     """The (H, W) strides and dilations of a convolution, from its attributes."""
     stride, dilation = (

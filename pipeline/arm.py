@@ -18,7 +18,7 @@ from device_bench.emulated import EmulatedDevice
 from export.read_tflite import read_tflite
 from export.runtime import dequantised, input_values, load_tflite_predictor
 from pipeline.artifacts import AlpharhoError, UsageError
-from pipeline.data import Batch, Labels, Split, normalise, open_dataset
+from pipeline.data import Batch, Labels, Split, evenly, normalise, open_dataset
 from pipeline.evaluate import accuracy_of, agreement_of, check_classes, file_predictor
 from pipeline.summary import aligned
 
@@ -101,8 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _spread(split: Split, count: int, resolution: int) -> Batch:
     """`count` images from all over the split, or all of them if there are fewer."""
-    chosen = np.linspace(0, len(split) - 1, min(count, len(split)), dtype=np.int64)
-    return split.take(chosen, resolution)
+    return split.take(evenly(len(split), count), resolution)
 
 
 def _files(paths: list[Path]) -> list[Path]:

@@ -77,6 +77,11 @@ TRAIN_FOLDER = "train"
 TEST_FOLDERS = ("test", "val")
 
 
+def evenly(total: int, count: int) -> NDArray[np.int64]:
+    """`count` numbers from all over range(total), or all of them if there are fewer."""
+    return np.linspace(0, total - 1, min(count, total), dtype=np.int64)
+
+
 def normalise(images: Images) -> NDArray[np.float32]:
     """uint8 to float32 in [-1, 1], any shape: (x - 127.5) / 127.5, what a quantised input's scale undoes."""
     return ((images.astype(np.float32) - MEAN) / STD).astype(np.float32, copy=False)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from export.check import DelegateAudit
+from export.check import DOOR_CONVERSIONS, DelegateAudit
+from export.graph import WEIGHTED
 from export.read_tflite import TfliteFile, TfliteOperator, TfliteSubgraph, TfliteTensor
 from quantize.int8 import LIMITED_INT8_KERNEL, NO_INT8_KERNEL
 
 EIGHT_BIT = ("int8", "uint8")
 FLOATS = ("float32", "float16")
-CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "CAST")
-CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
-HYBRID = (*CONVOLUTIONS, "FULLY_CONNECTED")
+CONVOLUTIONS = WEIGHTED - {"FULLY_CONNECTED"}
 SATURATED = 0.5  # of a channel's values at the limit; one of nine is normal for a 3x3 filter
 JOINED_TENSORS = 5
 MOST_PLACES = 40  # letters of a tensor's name
@@ -82,7 +81,7 @@ def _float_operators(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Fi
     if not any(graph.tensors[index].dtype in EIGHT_BIT for index in computed):
         return
     level = NOTE if audit.partitions == 1 else WARNING
-    found = [op for op in graph.operators if op.name not in CONVERSIONS and _is_float(graph, op)]
+    found = [op for op in graph.operators if op.name not in DOOR_CONVERSIONS and _is_float(graph, op)]
     for name, names in _grouped((op.name, graph.tensors[op.outputs[0]].name) for op in found).items():
         yield Finding(
             level, f"{len(names)} {name} in float in an 8-bit file, for example {shortened(names[0])!r}"
@@ -93,7 +92,7 @@ def _hybrids(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
     found = [
         op
         for op in graph.operators
-        if op.name in HYBRID
+        if op.name in WEIGHTED
         and _is_float(graph, op)
         and len(op.inputs) > 1
         and graph.tensors[op.inputs[1]].dtype in ("int4", "int8")
@@ -104,15 +103,9 @@ def _hybrids(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
 
 
 def _transposes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
-    names = [
-        graph.tensors[op.outputs[0]].name for op in graph.operators if op.name == "TRANSPOSE" and op.outputs
-    ]
-    if names:
-        yield Finding(
-            WARNING,
-            f"{len(names)} TRANSPOSE, which moves data without computing, "
-            f"the first is {shortened(names[0])!r}",
-        )
+    found = [op for op in graph.operators if op.name == "TRANSPOSE" and op.outputs]
+    names = [graph.tensors[op.outputs[0]].name for op in found]
+    return _warned(names, "TRANSPOSE, which moves data without computing")
 
 
 def _per_tensor_weights(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
@@ -120,28 +113,20 @@ def _per_tensor_weights(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable
     names = [
         t.name for t in weights if t.dtype in EIGHT_BIT and len(t.scales) == 1 and max(t.shape, default=1) > 1
     ]
-    if names:
-        yield Finding(
-            WARNING,
-            f"{len(names)} convolutions have one scale for all channels, "
-            f"the first is {shortened(names[0])!r}",
-        )
+    return _warned(names, "convolutions have one scale for all channels")
 
 
 def _saturated_ranges(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
-    names = list(dict.fromkeys(t.name for t in _weights(graph, HYBRID) if t.saturated > SATURATED))
-    if names:
-        yield Finding(
-            WARNING,
-            f"{len(names)} weights have a channel with most values at the limit, "
-            f"the first is {shortened(names[0])!r}",
-        )
+    names = list(dict.fromkeys(t.name for t in _weights(graph, WEIGHTED) if t.saturated > SATURATED))
+    yield from _warned(names, "weights have a channel with most values at the limit")
     scales = [t.name for t in graph.tensors if any(not (math.isfinite(s) and s > 0) for s in t.scales)]
-    if scales:
-        yield Finding(
-            WARNING,
-            f"{len(scales)} tensors have a scale that is not above 0, the first is {shortened(scales[0])!r}",
-        )
+    yield from _warned(scales, "tensors have a scale that is not above 0")
+
+
+def _warned(names: Sequence[str], what: str) -> Iterable[Finding]:
+    """A warning about all tensors of these names, if there are any."""
+    if names:
+        yield Finding(WARNING, f"{len(names)} {what}, the first is {shortened(names[0])!r}")
 
 
 def _dynamic_shapes(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
@@ -163,7 +148,7 @@ def _custom_operators(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[F
 
 
 def _partitions(graph: TfliteSubgraph, audit: DelegateAudit) -> Iterable[Finding]:
-    outside = [name for name in audit.undelegated_ops if name not in CONVERSIONS]
+    outside = [name for name in audit.undelegated_ops if name not in DOOR_CONVERSIONS]
     level = WARNING if audit.partitions > 1 else NOTE
     reasons = _reasons(graph, frozenset(outside))
     for reason, names in _grouped((reasons[name], name) for name in outside).items():

@@ -110,14 +110,16 @@ def measure_on(
 
 def done_on(core: str, subject: Subject) -> list[OnCore]:
     """What is remembered of the files that this code makes; nothing is run on the core."""
+    tests = [spread(part.test) for part in subject.splits]
+    references = [spread(reference_logits(subject.model, part.test)) for part in subject.splits]
     found = []
     for precision in PRECISIONS:
         parts = {}
-        for number, part in enumerate(subject.splits):
+        for number, (images, reference) in enumerate(zip(tests, references, strict=True)):
             sha = measured(subject, precision, RECIPES["int8"], number, precision).sha256
-            logits = remembered(core, sha, spread(part.test))
+            logits = remembered(core, sha, images)
             if len(logits):
-                parts[number] = logits, spread(reference_logits(subject.model, part.test))[: len(logits)]
+                parts[number] = logits, reference[: len(logits)]
         found += compared(precision, parts)
     return found
 

@@ -21,7 +21,7 @@ from device_bench import emulator_setup
 from export.runtime import Logits, dequantised, input_values, run_onnx
 from pipeline.artifacts import AlpharhoError, CheckError, sha256_of, write_bytes, write_text
 from pipeline.convert import CALIBRATION_IMAGES, Calibration, convert_graph, load_graph
-from pipeline.data import REPOSITORY, Images, normalise, open_dataset, open_fashion_mnist_sample
+from pipeline.data import REPOSITORY, Images, evenly, normalise, open_dataset, open_fashion_mnist_sample
 from pipeline.evaluate import agreement_of, batched
 from pipeline.job import SHIPPED_WEIGHTS, Request, calibration_images, export
 from pipeline.markdown import markdown_table
@@ -121,8 +121,7 @@ def shipped(name: str) -> Subject:
     variant, dataset = _variant(name), open_dataset("fashion_mnist")
     folder = FOLDER / variant.name
     export(Request(model=variant.model, alpha=variant.alpha, out=folder), say=say)
-    chosen = np.linspace(0, len(dataset.test) - 1, IMAGES, dtype=np.int64)
-    pixels, _ = dataset.test.take(chosen, variant.resolution)
+    pixels, _ = dataset.test.take(evenly(len(dataset.test), IMAGES), variant.resolution)
     images = calibration_images(dataset.calibration, CALIBRATION_IMAGES, variant.resolution, 0)
     files = {precision: folder / f"{precision}.tflite" for precision in PRECISIONS}
     files |= _converted(folder / "model.onnx", images, folder, ("int8_full",))
@@ -141,7 +140,7 @@ def pictured() -> Subject:
     path = FOLDER / subject.name / "model.onnx"
     write_bytes(path, network.SerializeToString())
     files = _converted(path, normalise(crops.calibration), path.parent, KINDS)
-    pixels = crops.test[np.linspace(0, len(crops.test) - 1, LARGE_IMAGES, dtype=np.int64)]
+    pixels = crops.test[evenly(len(crops.test), LARGE_IMAGES)]
     return Subject(subject.name, files, pixels, run_onnx(path, normalise(pixels)))
 
 
@@ -151,9 +150,7 @@ def untrained(model: str) -> Subject:
     images = np.load(source / "calibration.npy", allow_pickle=False)
     files = _converted(source / "model.onnx", images, FOLDER / model, KINDS)
     sample = open_fashion_mnist_sample().test
-    pixels, _ = sample.take(
-        np.linspace(0, len(sample) - 1, LARGE_IMAGES, dtype=np.int64), IMAGENET_RESOLUTION
-    )
+    pixels, _ = sample.take(evenly(len(sample), LARGE_IMAGES), IMAGENET_RESOLUTION)
     reference = run_onnx(source / "model.onnx", normalise(pixels))
     return Subject(f"{model}_1.00_{IMAGENET_RESOLUTION}", files, pixels, reference)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
+from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis, is_ungrouped
 from quantize.ranges import Observation, Observations
 
 Floats = NDArray[np.float64]
@@ -102,8 +102,7 @@ def _absorbs(graph: Graph, node: Node, readers: Mapping[str, Sequence[Node]]) ->
     """Whether the node's weights can take a factor per input channel and per output channel."""
     if node.op == "TRANSPOSE_CONV":
         return False
-    alone = all(len(readers[name]) == 1 for name in node.inputs[1:])
-    return alone and graph.tensors[node.inputs[1]].shape[-1] == graph.tensors[node.inputs[0]].shape[-1]
+    return all(len(readers[name]) == 1 for name in node.inputs[1:]) and is_ungrouped(graph, node)
 
 
 # --- scales -------------------------------------------------------------------------------------------------

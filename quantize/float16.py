@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -31,15 +30,15 @@ def to_float16(graph: Graph) -> Graph:
                 continue
             constant = graph.tensors[name]
             assert constant.data is not None
-            half = _rounding(node, position)(np.clip(constant.data, -LARGEST, LARGEST))
-            tensors[name] = Tensor.constant(half)
+            tensors[name] = Tensor.constant(_halved(node, position, constant.data))
             tensors[inputs[position]] = Tensor(constant.shape)
             nodes.append(Node("DEQUANTIZE", (name,), (inputs[position],)))
         nodes.append(replace(node, inputs=tuple(inputs)))
     return graph.with_nodes(nodes, tensors)
 
 
-def _rounding(node: Node, position: int) -> Callable[[Array], NDArray[np.float16]]:
-    if position == 1 and node.op == "DEPTHWISE_CONV_2D":
-        return rounded_together
-    return lambda values: values.astype(np.float16)
+def _halved(node: Node, position: int, values: Array) -> NDArray[np.float16]:
+    """The node's operand at `position` in half precision, as large as that allows."""
+    values = np.clip(values, -LARGEST, LARGEST)
+    is_filter = position == 1 and node.op == "DEPTHWISE_CONV_2D"
+    return rounded_together(values) if is_filter else values.astype(np.float16)

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph import NO_ACTIVATION, Array, Graph, Node, Tensor
+from export.graph import NO_ACTIVATION, Array, Graph, Node, Tensor, is_ungrouped
 from quantize.ranges import Observations
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -94,16 +94,11 @@ def _is_whole(graph: Graph, chain: Chain) -> bool:
     """Whether all sums of the last see every channel that the first makes, once, and in its place."""
     channels = graph.tensors[chain[0].output].shape[-1]
     same = all(graph.tensors[node.output].shape[-1] == channels for node in chain[:-1])
-    if chain[-1].op not in ENDS or not same or _is_grouped(graph, chain[0]):
+    if chain[-1].op not in ENDS or not same or not is_ungrouped(graph, chain[0]):
         return False
     pads = [graph.constant(node.inputs[1]) for node in chain if node.op == "PAD"]
     one_by_one = int(np.prod(graph.tensors[chain[-1].inputs[1]].shape[1:])) == channels
     return one_by_one and all(pad is not None and not pad[-1].any() for pad in pads)
-
-
-def _is_grouped(graph: Graph, node: Node) -> bool:
-    source, weights = (graph.tensors[name].shape for name in node.inputs[:2])
-    return source[-1] != weights[-1]
 
 
 def _products(graph: Graph, node: Node, rows: NDArray[np.float32]) -> Floats:
@@ -167,13 +162,9 @@ def bias_last(graph: Graph, seen: Observations) -> Graph:
     for node in graph.nodes:
         maker = makers.get(node.inputs[0])
         source = maker.inputs[0] if maker is not None and maker.op == "PAD" else node.inputs[0]
-        sums_image = node.op == "CONV_2D" and source in graph.inputs and not _is_grouped(graph, node)
-        if sums_image and _gain(graph, node, seen) >= LEAST_GAIN:
-            added, more = _with_bias_last(graph, node)
-            nodes += added
-            tensors |= more
-        else:
-            nodes.append(node)
+        sums_image = node.op == "CONV_2D" and source in graph.inputs and is_ungrouped(graph, node)
+        pays = sums_image and _gain(graph, node, seen) >= LEAST_GAIN
+        nodes += _with_bias_last(graph, node, tensors) if pays else [node]
     return graph.with_nodes(nodes, tensors)
 
 
@@ -185,11 +176,14 @@ def _gain(graph: Graph, node: Node, seen: Observations) -> float:
     return _running(products, order) / max(_running(without, order), np.finfo(np.float64).tiny)
 
 
-def _with_bias_last(graph: Graph, node: Node) -> tuple[list[Node], dict[str, Tensor]]:
-    """The addition works on whole rows of the map: a broadcast over few channels takes more instructions."""
+def _with_bias_last(graph: Graph, node: Node, tensors: dict[str, Tensor]) -> list[Node]:
+    """The convolution and its bias; adds their tensors to `tensors`.
+
+    The addition works on whole rows of the map: a broadcast over few channels takes more instructions.
+    """
     name, shape, bias = node.output, graph.tensors[node.output].shape, graph.tensors[node.inputs[2]].real()
     flat = (*shape[:-3], 1, shape[-3], shape[-2] * shape[-1])
-    tensors = {
+    tensors |= {
         f"{name}/zero": Tensor.constant(np.zeros_like(bias)),
         f"{name}/bias": Tensor.constant(np.tile(bias, shape[-2]).reshape(1, 1, 1, -1)),
         f"{name}/flat": Tensor.constant(np.array(flat, np.int32)),
@@ -198,18 +192,14 @@ def _with_bias_last(graph: Graph, node: Node) -> tuple[list[Node], dict[str, Ten
         f"{name}/rows": Tensor(flat),
         f"{name}/biased": Tensor(flat),
     }
-    activation = str(node.attributes["fused_activation_function"])
-    inputs = (*node.inputs[:2], f"{name}/zero")
-    plain = replace(
-        node, inputs=inputs, outputs=(f"{name}/sum",), attributes={**node.attributes, **NO_ACTIVATION}
-    )
-    clamped = {"fused_activation_function": activation}
+    inputs, attributes = (*node.inputs[:2], f"{name}/zero"), {**node.attributes, **NO_ACTIVATION}
+    clamped = {"fused_activation_function": node.attributes["fused_activation_function"]}
     return [
-        plain,
-        Node("RESHAPE", (plain.output, f"{name}/flat"), (f"{name}/rows",), {"new_shape": flat}),
+        replace(node, inputs=inputs, outputs=(f"{name}/sum",), attributes=attributes),
+        Node("RESHAPE", (f"{name}/sum", f"{name}/flat"), (f"{name}/rows",), {"new_shape": flat}),
         Node("ADD", (f"{name}/rows", f"{name}/bias"), (f"{name}/biased",), clamped),
         Node("RESHAPE", (f"{name}/biased", f"{name}/map"), (name,), {"new_shape": shape}),
-    ], tensors
+    ]
 
 
 # --- the length of a sum ------------------------------------------------------------------------------------
@@ -220,12 +210,7 @@ def in_parts(graph: Graph, seen: Observations) -> Graph:
     tensors: dict[str, Tensor] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        if _is_long(graph, node):
-            added, more = _cut(graph, node)
-            nodes += added
-            tensors |= more
-        else:
-            nodes.append(node)
+        nodes += _cut(graph, node, tensors) if _is_long(graph, node) else [node]
     return graph.with_nodes(nodes, tensors)
 
 
@@ -236,10 +221,12 @@ def _is_long(graph: Graph, node: Node) -> bool:
     return graph.tensors[node.inputs[1]].shape[1] >= LONG
 
 
-def _cut(graph: Graph, node: Node) -> tuple[list[Node], dict[str, Tensor]]:
+def _cut(graph: Graph, node: Node, tensors: dict[str, Tensor]) -> list[Node]:
+    """The layer's parts and their sum; adds their tensors to `tensors`."""
     weights, shape = graph.tensors[node.inputs[1]].real(), graph.tensors[node.output].shape
     bounds = np.linspace(0, weights.shape[1], PARTS + 1).astype(int).tolist()
-    tensors = {f"{node.output}/zero": Tensor.constant(np.zeros(len(weights), np.float32))}
+    tensors[f"{node.output}/zero"] = Tensor.constant(np.zeros(len(weights), np.float32))
+    plain = {**node.attributes, **NO_ACTIVATION}
     nodes: list[Node] = []
     for part, (start, end) in enumerate(pairwise(bounds)):
         name = f"{node.output}/{part}"
@@ -251,13 +238,13 @@ def _cut(graph: Graph, node: Node) -> tuple[list[Node], dict[str, Tensor]]:
             name: Tensor(shape),
         }
         bias = f"{node.output}/zero" if part else node.inputs[2]
-        plain = {**node.attributes, **NO_ACTIVATION}
         nodes += [
             Node("SLICE", (node.inputs[0], f"{name}/begin", f"{name}/size"), (f"{name}/features",)),
             Node(node.op, (f"{name}/features", f"{name}/weights", bias), (name,), plain),
         ]
     sums = _summed(node, [f"{node.output}/{part}" for part in range(PARTS)])
-    return [*nodes, *sums], tensors | {one.output: Tensor(shape) for one in sums}
+    tensors |= {one.output: Tensor(shape) for one in sums}
+    return [*nodes, *sums]
 
 
 def _summed(node: Node, parts: list[str]) -> list[Node]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis
+from export.graph import WEIGHTED, Graph, Node, Tensor, channel_axis, is_ungrouped
 from export.parallel import ahead, pieces, without_gradients, workers
 from export.run import Program, activated
 from quantize.affine import WEIGHT_MAX, along, layer_factors, quantize_bias
@@ -246,8 +246,8 @@ def _is_matrix(graph: Graph, node: Node) -> bool:
     """Whether a layer can be settled: ungrouped, an activation that is a clamp."""
     if node.op not in MATRICES or node.attributes.get("fused_activation_function") not in BOUNDS:
         return False
-    shape, weights = graph.tensors[node.inputs[0]].shape, graph.tensors[node.inputs[1]].shape
-    return weights[-1] == shape[-1] and (node.op != "FULLY_CONNECTED" or len(shape) == 2)
+    is_flat = len(graph.tensors[node.inputs[0]].shape) == 2
+    return is_ungrouped(graph, node) and (node.op != "FULLY_CONNECTED" or is_flat)
 
 
 def _as_matrix(node: Node, weights: NDArray[np.float32]) -> torch.Tensor:
